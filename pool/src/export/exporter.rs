@@ -1,0 +1,132 @@
+//! The contract between an engine's volumes and the ways to show them to the host.
+//!
+//! An exporter turns a [`Volume`] into a block device of the host. It serves most requests without
+//! blocking: it asks the volume where the bytes are ([`Volume::begin_direct`]) and does the I/O on the
+//! data descriptor itself; only what needs a new block, a copy or a commit goes through the blocking
+//! calls of [`BlockDevice`], on a worker thread.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::device::BlockDevice;
+use crate::error::Result;
+use crate::thin_pool::Access;
+use crate::units::{ByteCount, DeviceId};
+
+/// Most extents that one direct request may fall into; a request with more takes the blocking way.
+pub const EXTENTS_MAX: usize = 20;
+
+/// Which way the bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the device to the caller.
+    Read,
+    /// From the caller to the device.
+    Write,
+}
+
+/// A piece of a request: where it stands on the data descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Offset on the data descriptor in bytes; `None` reads as zeroes (never in a write).
+    pub offset: Option<u64>,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// The pieces of one request, in order, adjacent ones merged; no heap.
+#[derive(Debug, Clone, Copy)]
+pub struct Extents {
+    len: usize,
+    list: [Extent; EXTENTS_MAX],
+}
+
+impl Default for Extents {
+    fn default() -> Self {
+        Self { len: 0, list: [Extent { offset: None, len: 0 }; EXTENTS_MAX] }
+    }
+}
+
+impl Extents {
+    /// Appends a piece, merged with the last one where they touch. False: no room, nothing was appended.
+    #[must_use]
+    pub fn push(&mut self, piece: Extent) -> bool {
+        if let Some(last) = self.len.checked_sub(1).map(|i| &mut self.list[i]) {
+            let touches = match (last.offset, piece.offset) {
+                (None, None) => true,
+                (Some(a), Some(b)) => a + u64::from(last.len) == b,
+                _ => false,
+            };
+            if touches {
+                last.len += piece.len;
+                return true;
+            }
+        }
+        if self.len == EXTENTS_MAX {
+            return false;
+        }
+        self.list[self.len] = piece;
+        self.len += 1;
+        true
+    }
+
+    /// The pieces.
+    #[must_use]
+    pub fn as_slice(&self) -> &[Extent] {
+        &self.list[..self.len]
+    }
+}
+
+/// Permission to do one direct request; must be given back with [`Volume::end_direct`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct DirectToken {
+    /// First virtual block that the request holds.
+    pub first_block: u64,
+    /// Virtual blocks that it holds.
+    pub blocks: u32,
+}
+
+/// A thin device of an engine, as an exporter sees it.
+pub trait Volume: BlockDevice {
+    /// If every byte of the request stands on the data descriptor as it is (or reads as zeroes), fills
+    /// `extents` and returns a token that keeps the mapping in place; never blocks, never allocates.
+    /// `None`: use the blocking calls.
+    fn begin_direct(
+        &self,
+        direction: Direction,
+        offset: u64,
+        len: u32,
+        extents: &mut Extents,
+    ) -> Option<DirectToken>;
+
+    /// Ends a direct request, whether its I/O succeeded or not.
+    fn end_direct(&self, token: DirectToken);
+
+    /// The descriptor that the extents are offsets of.
+    fn data_fd(&self) -> RawFd;
+}
+
+/// Shows volumes to the host as block devices.
+pub trait Exporter: Send + Sync {
+    /// Shows `volume` as a block device of `size` bytes; returns its path. Errors: `InUse` if `id` is
+    /// shown already, `Unsupported` if the host lacks what is needed (says what).
+    fn attach(&self, id: DeviceId, volume: Arc<dyn Volume>, size: ByteCount, access: Access) -> Result<PathBuf>;
+
+    /// Tells the host that the device is larger.
+    fn resize(&self, id: DeviceId, size: ByteCount) -> Result<()>;
+
+    /// Takes the block device away: at once, or when its last opener closes it. True: it is gone at
+    /// return. After it is gone the exporter has dropped its `Arc` of the volume. Absent is a success.
+    fn detach(&self, id: DeviceId) -> Result<bool>;
+
+    /// The path of the block device, if it is shown (also while it waits for its last opener).
+    fn path(&self, id: DeviceId) -> Option<PathBuf>;
+
+    /// The devices shown, ascending, with true for those that some process has open or mounted.
+    fn attached(&self) -> Vec<(DeviceId, bool)>;
+
+    /// Detaches everything and takes down what stands behind it. Errors: `InUse` if a device is open.
+    fn shutdown(&self) -> Result<()>;
+}

@@ -1,0 +1,14 @@
+//! A thin pool in dm-thin's on-disk format: devices that share blocks, snapshots, copy-on-write, exports.
+mod device;
+mod error;
+mod export;
+mod format;
+mod meta;
+mod status;
+mod thin_pool;
+mod units;
+
+pub use error::{Error, ErrorKind, Result};
+pub use status::{ChangedRange, DeviceUsage, PoolMode, PoolStatus, Space};
+pub use thin_pool::{Access, ThinPool};
+pub use units::{BlockSize, ByteCount, DataBlock, DeviceId, MetaBlock, VirtualBlock};

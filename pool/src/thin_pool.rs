@@ -1,0 +1,83 @@
+//! The contract of a thin pool: what callers may ask, and what they may rely on.
+//!
+//! A pool holds **thin devices**, each a sparse array of data blocks known by a [`DeviceId`]. A device
+//! is made empty (`create_thin`) or as a **snapshot** of another (`create_snap`), which shares all its
+//! blocks until one side changes one. `activate` shows a device to the host as a block device,
+//! `deactivate` takes it away.
+//!
+//! What every engine promises:
+//! - every change is durable when the call returns, in the order of the calls;
+//! - deleting what is not there is a success, so that recovery may repeat itself;
+//! - a block handed to a new owner never shows an old owner's bytes;
+//! - a write that was flushed is never lost; one that was not is old or new, never another's.
+//!
+//! A thin device's size is the caller's knowledge (dm-thin's metadata does not hold it), hence the
+//! `size` of `activate`.
+
+use std::path::PathBuf;
+
+use crate::error::Result;
+use crate::status::{ChangedRange, DeviceUsage, PoolStatus};
+use crate::units::{ByteCount, DeviceId};
+
+/// How an activated device may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Access {
+    /// Writes are refused by the block device.
+    ReadOnly,
+    /// Reads, writes, discards.
+    ReadWrite,
+}
+
+/// Thin devices that share data blocks. Engines implement it; callers never learn which.
+pub trait ThinPool: Send + Sync {
+    /// Creates an empty thin device. Errors: `AlreadyExists`, `OutOfMetadataSpace`, `ReadOnly`.
+    fn create_thin(&self, id: DeviceId) -> Result<()>;
+
+    /// Creates `id` as a snapshot of `origin`; an active origin is quiesced inside, and everything
+    /// written to its block device before the call is in the snapshot. Errors: `AlreadyExists` (id),
+    /// `NotFound` (origin), `OutOfMetadataSpace`, `ReadOnly`.
+    fn create_snap(&self, id: DeviceId, origin: DeviceId) -> Result<()>;
+
+    /// Deletes a device and gives its blocks back. An absent device is a success. Errors: `InUse` if
+    /// it is active and somebody has it open, `ReadOnly`.
+    fn delete(&self, id: DeviceId) -> Result<()>;
+
+    /// Shows the device as a block device of `size` bytes (a multiple of 512) and returns its path. If
+    /// it is active already: the same path; a larger `size` grows it in place; a different `access`
+    /// is `InUse`. Errors: `NotFound`, `InUse`, `Invalid`.
+    fn activate(&self, id: DeviceId, size: ByteCount, access: Access) -> Result<PathBuf>;
+
+    /// Flushes the device and takes its block device away: at once, or, if somebody has it open, when
+    /// the last opener closes it. An inactive device is a success. Returns true if it is gone at return.
+    fn deactivate(&self, id: DeviceId) -> Result<bool>;
+
+    /// The path of the block device if the device is active.
+    fn active_path(&self, id: DeviceId) -> Result<Option<PathBuf>>;
+
+    /// Makes everything written to the active device durable. An inactive device is a success.
+    fn flush(&self, id: DeviceId) -> Result<()>;
+
+    /// What the device holds; exact. Errors: `NotFound`.
+    fn usage(&self, id: DeviceId) -> Result<DeviceUsage>;
+
+    /// Bytes mapped since the device was created (`DeviceUsage::written`) without the cost of `usage`:
+    /// for an active device this is a number kept in memory. Errors: `NotFound`.
+    fn written(&self, id: DeviceId) -> Result<ByteCount>;
+
+    /// The runs in which `to` differs from `from`, ascending; cost is proportional to the difference.
+    fn delta(&self, from: DeviceId, to: DeviceId) -> Result<Vec<ChangedRange>>;
+
+    /// All device ids, ascending.
+    fn devices(&self) -> Result<Vec<DeviceId>>;
+
+    /// The pool's state.
+    fn status(&self) -> Result<PoolStatus>;
+
+    /// Compare-and-set of the transaction id. Errors: `Invalid` unless the pool stands at `from`.
+    fn set_transaction_id(&self, from: u64, to: u64) -> Result<()>;
+
+    /// Grows the data space to `data` and the metadata space to `metadata` bytes in all; `None` leaves
+    /// one as it is. Errors: `Invalid` if smaller than now, `NeedsCheck`, `Unsupported`.
+    fn grow(&self, data: Option<ByteCount>, metadata: Option<ByteCount>) -> Result<()>;
+}

@@ -1,0 +1,3 @@
+//! The command line's contents page: parse, dispatch, exit status.
+
+fn main() {}
