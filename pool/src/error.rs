@@ -59,7 +59,9 @@ impl ErrorKind {
             Self::Unsupported => "run `thinsnap doctor` to see what this machine and this build can do",
             Self::Denied => "run as root, or as a member of the group that owns the socket",
             Self::Invalid => "see --help for the values that are accepted",
-            Self::Unavailable => "start the service again (thinsnap serve); mounted containers are not disturbed by that",
+            Self::Unavailable => {
+                "start the service again (thinsnap serve); mounted containers are not disturbed by that"
+            }
             Self::Io => "look at the kernel log (dmesg) for the device below, then run `thinsnap pool check`",
         }
     }

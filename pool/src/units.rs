@@ -86,9 +86,7 @@ block_number!(
 );
 
 /// A size or an offset in bytes.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
 pub struct ByteCount(pub u64);
 
 impl fmt::Display for ByteCount {

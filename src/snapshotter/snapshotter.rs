@@ -53,7 +53,14 @@ impl Snapshotter {
     }
 
     /// Turns active `key` into committed `name`. `parent` as in containerd's rebase: must be absent or the same.
-    pub fn commit(&self, _space: &Space, _name: &Name, _key: &Name, _labels: Labels, _parent: Option<&Name>) -> Result<()> {
+    pub fn commit(
+        &self,
+        _space: &Space,
+        _name: &Name,
+        _key: &Name,
+        _labels: Labels,
+        _parent: Option<&Name>,
+    ) -> Result<()> {
         todo!()
     }
 

@@ -93,13 +93,7 @@ pub trait Volume: BlockDevice {
     /// If every byte of the request stands on the data descriptor as it is (or reads as zeroes), fills
     /// `extents` and returns a token that keeps the mapping in place; never blocks, never allocates.
     /// `None`: use the blocking calls.
-    fn begin_direct(
-        &self,
-        direction: Direction,
-        offset: u64,
-        len: u32,
-        extents: &mut Extents,
-    ) -> Option<DirectToken>;
+    fn begin_direct(&self, direction: Direction, offset: u64, len: u32, extents: &mut Extents) -> Option<DirectToken>;
 
     /// Ends a direct request, whether its I/O succeeded or not.
     fn end_direct(&self, token: DirectToken);
