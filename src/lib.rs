@@ -1,6 +1,8 @@
 //! thinsnap: a block-level thin-provisioning snapshotter for containers; the service and its command line.
 pub mod config;
+pub mod container;
 pub mod error;
+pub mod image;
 pub mod snapshot;
 pub mod snapshotter;
 pub mod store;

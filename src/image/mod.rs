@@ -1,0 +1,12 @@
+//! Images: archives of others taken apart, checked, and laid down as chains of thin snapshots.
+mod images;
+mod limits;
+mod platform;
+mod progress;
+mod record;
+
+pub use images::{Images, ImportRequest, Imported, Removed};
+pub use limits::Limits;
+pub use platform::Platform;
+pub use progress::{Phase, Progress, ProgressFn};
+pub use record::{ImageRecord, LayerRecord, SPACE};
