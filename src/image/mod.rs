@@ -1,9 +1,11 @@
 //! Images: archives of others taken apart, checked, and laid down as chains of thin snapshots.
+mod apply;
 mod images;
 mod limits;
 mod platform;
 mod progress;
 mod record;
+mod tar;
 
 pub use images::{Images, ImportRequest, Imported, Removed};
 pub use limits::Limits;

@@ -1,0 +1,10 @@
+//! Tar archives, read strictly: where programs disagree about what an archive holds, it is refused.
+mod entry;
+mod header;
+mod pax;
+mod reader;
+mod sparse;
+
+pub(super) use entry::{Entry, EntryKind, shown};
+pub(super) use reader::{ArchiveSource, EndMark, TarReader};
+pub(super) use sparse::Fragment;
