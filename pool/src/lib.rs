@@ -8,6 +8,7 @@ mod status;
 mod thin_pool;
 mod units;
 
+pub use device::{BlockDevice, CutImage, FileDevice, MemoryDevice, PowerCutDevice, PowerSupply};
 pub use error::{Error, ErrorKind, Result};
 pub use status::{ChangedRange, DeviceUsage, PoolMode, PoolStatus, Space};
 pub use thin_pool::{Access, ThinPool};

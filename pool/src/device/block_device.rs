@@ -2,7 +2,7 @@
 
 use std::os::fd::RawFd;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// A byte-addressed device below the pool (file, disk, memory) or one made by it (a thin volume).
 ///
@@ -14,6 +14,9 @@ pub trait BlockDevice: Send + Sync {
     /// Fills `buf` from `offset`. Errors: `Io`, `Invalid` past the end.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
     /// Writes all of `buf` at `offset`. Errors: `Io`, `OutOfDataSpace`, `ReadOnly`, `Invalid` past the end.
+    ///
+    /// Off the device's [`alignment`](Self::alignment) the sectors at the edges may be read and written
+    /// back whole: the caller keeps other writes to them away.
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()>;
     /// Says that the bytes are no longer needed; what is read there afterwards is not defined, unless the
     /// implementation says so.
@@ -22,12 +25,33 @@ pub trait BlockDevice: Send + Sync {
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()>;
     /// Makes every write that completed before the call durable.
     fn flush(&self) -> Result<()>;
+    /// True if the range is known, without reading it, to read as zeroes: a hole of a sparse file.
+    fn known_zero(&self, _offset: u64, _len: u64) -> bool {
+        false
+    }
+    /// Makes the device `size` bytes large; what is new reads as zeroes on a file and is not defined on a
+    /// disk, which must have grown already. Errors: `Invalid` (smaller than it is), `Unsupported`.
+    fn grow(&self, size: u64) -> Result<()> {
+        Err(Error::new(ErrorKind::Unsupported, format!("grow a device that cannot change its size to {size} bytes")))
+    }
     /// The descriptor for direct I/O at the same offsets, if the device is a file or a disk.
     fn raw_fd(&self) -> Option<RawFd> {
         None
     }
-    /// The alignment in bytes that offsets, lengths and buffers must have: 1 if there is none.
+    /// The alignment in bytes that offsets, lengths and buffers must have to go down without a copy: 1 if
+    /// there is none.
     fn alignment(&self) -> usize {
         1
+    }
+}
+
+/// Errors with `Invalid` unless `offset..offset + len` lies within `size` bytes.
+pub(crate) fn check_range(what: &dyn std::fmt::Display, size: u64, offset: u64, len: u64) -> Result<()> {
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(Error::new(
+            ErrorKind::Invalid,
+            format!("{what}: {len} bytes at offset {offset} reach past its end at {size}"),
+        )),
     }
 }

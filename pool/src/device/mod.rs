@@ -1,4 +1,13 @@
 //! Anything that can be read and written at an offset.
 mod block_device;
+mod buffer;
+mod file;
+mod memory;
+mod power_cut;
+mod sys;
 
 pub use block_device::BlockDevice;
+pub(crate) use buffer::AlignedBuffer;
+pub use file::FileDevice;
+pub use memory::MemoryDevice;
+pub use power_cut::{CutImage, PowerCutDevice, PowerSupply};
