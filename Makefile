@@ -1,0 +1,57 @@
+# Two commands tell everything: `make quickstart` and `make test`. Both run as root on Debian 12 or later, with Rust 1.95.
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+CACHE := $(or $(THINSNAP_CACHE),/var/cache/thinsnap-tests)
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+# What each part needs, as Debian names it; only what is missing is installed.
+BUILD_PACKAGES = gcc libc6-dev libclang-dev pkg-config
+RUN_PACKAGES = e2fsprogs xfsprogs mount util-linux
+QUICKSTART_PACKAGES = $(RUN_PACKAGES) debootstrap skopeo umoci
+TEST_PACKAGES = $(QUICKSTART_PACKAGES) fio thin-provisioning-tools
+BENCH_PACKAGES = $(RUN_PACKAGES) fio python3 qemu-utils
+
+.PHONY: build quickstart test lint fmt bench bench-quick deny install clean
+
+build:
+	@tests/install-missing.sh $(BUILD_PACKAGES)
+	$(CARGO) build --release
+
+quickstart: build
+	@tests/install-missing.sh $(QUICKSTART_PACKAGES)
+	@docs/quickstart.sh $(TARGET)/release/thinsnap
+
+# The whole truth: format, lints, floors, laws, models, real containerd. What it leaves behind is a failure.
+test: lint
+	@tests/install-missing.sh $(TEST_PACKAGES)
+	@tests/fetch-deb.sh trixie thin-provisioning-tools $(CACHE)/thin-tools-1.1
+	@tests/leftovers.sh $(CARGO) test --workspace --no-fail-fast
+
+lint:
+	@tests/install-missing.sh $(BUILD_PACKAGES)
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+fmt:
+	$(CARGO) fmt --all
+
+# Writes docs/benchmarks.md from its own measurements; about 20 minutes, bench-quick about 5.
+bench: build
+	@tests/install-missing.sh $(BENCH_PACKAGES)
+	benches/run.py --thinsnap $(TARGET)/release/thinsnap
+
+bench-quick: build
+	@tests/install-missing.sh $(BENCH_PACKAGES)
+	benches/run.py --thinsnap $(TARGET)/release/thinsnap --quick
+
+# Licences and advisories of the dependencies; needs cargo-deny.
+deny:
+	$(CARGO) deny check
+
+install:
+	install -D -m 0755 $(TARGET)/release/thinsnap $(DESTDIR)$(PREFIX)/bin/thinsnap
+
+clean:
+	$(CARGO) clean
