@@ -1,0 +1,72 @@
+"""A thinsnap service of this run's own, and the few things the measurements ask of it."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+
+from .machine import mount, run, wait_until
+
+
+class Service:
+    """`thinsnap serve` on a pool in `directory`, stopped when the stack unwinds."""
+
+    def __init__(self, stack, binary, directory, size):
+        self.binary = str(binary)
+        self.root = pathlib.Path(directory) / "thinsnap"
+        self.socket = self.root / "thinsnap.sock"
+        self.root.mkdir()
+        self.log = open(self.root / "serve.log", "w")
+        stack.callback(self.log.close)
+        self.process = subprocess.Popen(
+            [self.binary, "serve", "--root", self.root, "--socket", self.socket, "--size", size],
+            stdout=self.log, stderr=subprocess.STDOUT)
+        stack.callback(self.stop)
+        wait_until("the socket of thinsnap serve", self._answers)
+
+    def _answers(self):
+        if self.process.poll() is not None:
+            raise RuntimeError(f"thinsnap serve ended: {(self.root / 'serve.log').read_text()[-2000:]}")
+        return self.socket.exists()
+
+    def cli(self, *arguments):
+        """Runs the command line against this service; returns what it printed as JSON, if it did."""
+        out = run(self.binary, "--socket", self.socket, "--json", *arguments)
+        return json.loads(out) if out else None
+
+    def stop(self):
+        """Ends the service and, with it, its pool's host."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=30)
+
+    def prepare(self, key, parent=None):
+        """A new active snapshot; returns the path of its device."""
+        parents = ["--parent", parent] if parent else []
+        return self.cli("snapshot", "prepare", key, *parents)["mounts"][0]["source"]
+
+    def commit(self, name, key):
+        """Turns an active snapshot into a committed one."""
+        self.cli("snapshot", "commit", name, key)
+
+    def remove(self, key):
+        """Removes a snapshot."""
+        self.cli("snapshot", "rm", key)
+
+    def mounted(self, stack, key, target, parent=None):
+        """A new active snapshot, mounted at `target` and removed when the stack unwinds."""
+        device = self.prepare(key, parent)
+        stack.callback(self.remove, key)
+        return mount(stack, device, target, "ext4")
+
+
+def fill(path, size):
+    """Writes `size` bytes that no layer below can compress or share, durably."""
+    chunk = os.urandom(1 << 20)
+    with open(path, "wb") as file:
+        left = size
+        while left > 0:
+            # Each piece differs, so that equal blocks cannot flatter anybody.
+            piece = os.urandom(64) + chunk[64:]
+            left -= file.write(piece[:left])
+        os.fsync(file.fileno())
