@@ -1,10 +1,12 @@
 """The first change of a large file in a fresh container: 4 KiB overwritten, then fsync.
 
-Three stacks, each alone on a preallocated disk of its own (loop, direct I/O), caches dropped before each write:
-overlayfs on ext4, overlayfs on XFS with reflink, and a thinsnap container whose pool lies in a directory on ext4.
+Three stacks, each alone on a preallocated disk of its own (loop, direct I/O): overlayfs on ext4, overlayfs on XFS with
+reflink, and a thinsnap container whose pool lies in a directory on ext4. Cold: all caches dropped before the write.
+Warm: after that the 4 KiB in question have been read, through the same mount.
 """
 
 import contextlib
+import itertools
 import os
 import statistics
 import time
@@ -17,7 +19,7 @@ STACKS = ["overlayfs on ext4", "overlayfs on XFS (reflink)", "thinsnap"]
 
 
 def measure(thinsnap, directory, sizes_mib, repeats):
-    """Returns [{stack, file_mib, ms: […], written: […]}]: one entry for each stack and file size."""
+    """Returns [{stack, file_mib, cache, ms: […], written: […]}]: one entry for each stack, file size and cache."""
     results = []
     for stack_name in STACKS:
         with contextlib.ExitStack() as stack:
@@ -27,26 +29,30 @@ def measure(thinsnap, directory, sizes_mib, repeats):
                 fresh = _thinsnap(stack, thinsnap, disk, scratch_dir, sizes_mib)
             else:
                 fresh = _overlay(stack, "xfs" if "XFS" in stack_name else "ext4", disk, scratch_dir, sizes_mib)
-            for size in sizes_mib:
-                result = {"stack": stack_name, "file_mib": size, "ms": [], "written": []}
+            for size, cache in itertools.product(sizes_mib, ["cold", "warm"]):
+                result = {"stack": stack_name, "file_mib": size, "cache": cache, "ms": [], "written": []}
                 for n in range(repeats):
-                    with fresh(n) as root:
-                        milliseconds, written = _overwrite(root / f"file-{size}", size, disk)
+                    with fresh(f"{size}-{cache}-{n}") as root:
+                        milliseconds, written = _overwrite(root / f"file-{size}", size, cache == "warm", disk)
                     result["ms"].append(milliseconds)
                     result["written"].append(written)
-                print(f"  {stack_name}, {size} MiB: {statistics.median(result['ms']):.2f} ms", flush=True)
+                print(f"  {stack_name}, {size} MiB, {cache}: {statistics.median(result['ms']):.2f} ms", flush=True)
                 results.append(result)
     return results
 
 
-def _overwrite(path, size_mib, disk):
+def _overwrite(path, size_mib, warm, disk):
     """Milliseconds from open to the end of fsync, and the bytes that the disk was given until all was quiet."""
     drop_caches()
+    middle = size_mib * MIB // 2
+    if warm:
+        with open(path, "rb") as file:
+            os.pread(file.fileno(), 4096, middle)
     before = disk.bytes_written()
     block = os.urandom(4096)
     start = time.perf_counter()
     file = os.open(path, os.O_RDWR)
-    os.pwrite(file, block, size_mib * MIB // 2)
+    os.pwrite(file, block, middle)
     os.fsync(file)
     milliseconds = (time.perf_counter() - start) * 1000
     os.close(file)
@@ -63,7 +69,7 @@ def _overlay(stack, kind, disk, directory, sizes_mib):
         fill(top / "lower" / f"file-{size}", size * MIB)
 
     @contextlib.contextmanager
-    def fresh(_number):
+    def fresh(_name):
         with contextlib.ExitStack() as container:
             for name in ["upper", "work"]:
                 (top / name).mkdir()
@@ -86,8 +92,8 @@ def _thinsnap(stack, binary, disk, directory, sizes_mib):
     service.commit("image", "layer")
 
     @contextlib.contextmanager
-    def fresh(number):
+    def fresh(name):
         with contextlib.ExitStack() as container:
-            yield service.mounted(container, f"container-{number}", directory / "merged", "image")
+            yield service.mounted(container, f"container-{name}", directory / "merged", "image")
 
     return fresh

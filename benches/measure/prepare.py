@@ -7,8 +7,6 @@ import statistics
 from .machine import drop_caches, mount, run, scratch
 from .thinsnap import Service
 
-SPACE = "bench"
-
 
 def measure(thinsnap, client, directory, depths, repeats, file_mib, seconds):
     """Returns {"prepare": [one entry for each depth], "reads": [{depth, iops: […]}]}."""
@@ -35,8 +33,8 @@ def measure(thinsnap, client, directory, depths, repeats, file_mib, seconds):
 def _read(service, at, depth, number, file_mib, seconds):
     key = f"reader-{depth}-{number}"
     with contextlib.ExitStack() as reader:
-        device = service.prepare(key, f"layer-{depth}", space=SPACE)
-        reader.callback(service.remove, key, space=SPACE)
+        device = service.prepare(key, f"layer-{depth}")
+        reader.callback(service.remove, key)
         mount(reader, device, at, "ext4")
         drop_caches()
         out = json.loads(run(

@@ -9,6 +9,10 @@ import subprocess
 from .machine import mount, run, wait_until
 
 
+# The space of names that the measurements work in; benches/prepare.rs uses the same.
+SPACE = "bench"
+
+
 class Service:
     """`thinsnap serve` on a pool in `directory`, stopped when the stack unwinds."""
 
@@ -40,18 +44,18 @@ class Service:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=30)
 
-    def prepare(self, key, parent=None):
+    def prepare(self, key, parent=None, space=SPACE):
         """A new active snapshot; returns the path of its device."""
         parents = ["--parent", parent] if parent else []
-        return self.cli("snapshot", "prepare", key, *parents)["mounts"][0]["source"]
+        return self.cli("snapshot", "prepare", "--space", space, key, *parents)["mounts"][0]["source"]
 
-    def commit(self, name, key):
+    def commit(self, name, key, space=SPACE):
         """Turns an active snapshot into a committed one."""
-        self.cli("snapshot", "commit", name, key)
+        self.cli("snapshot", "commit", "--space", space, name, key)
 
-    def remove(self, key):
+    def remove(self, key, space=SPACE):
         """Removes a snapshot."""
-        self.cli("snapshot", "rm", key)
+        self.cli("snapshot", "rm", "--space", space, key)
 
     def mounted(self, stack, key, target, parent=None):
         """A new active snapshot, mounted at `target` and removed when the stack unwinds."""
