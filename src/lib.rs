@@ -2,6 +2,7 @@
 pub mod config;
 pub mod container;
 pub mod error;
+pub mod grpc;
 pub mod image;
 pub mod snapshot;
 pub mod snapshotter;
