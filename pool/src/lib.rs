@@ -3,6 +3,7 @@ mod device;
 mod error;
 mod export;
 mod format;
+mod host;
 mod meta;
 mod status;
 mod thin_pool;
@@ -10,6 +11,7 @@ mod units;
 
 pub use device::{BlockDevice, CutImage, FileDevice, MemoryDevice, PowerCutDevice, PowerSupply};
 pub use error::{Error, ErrorKind, Result};
+pub use host::{ConnectOptions, HostClient, HostInfo, HostOptions, SpawnOptions, StopOutcome, connect_or_spawn};
 pub use status::{ChangedRange, DeviceUsage, PoolMode, PoolStatus, Space};
 pub use thin_pool::{Access, ThinPool};
 pub use units::{BlockSize, ByteCount, DataBlock, DeviceId, MetaBlock, VirtualBlock};

@@ -1,4 +1,6 @@
 //! How a volume is shown to the host as a block device.
 mod exporter;
+mod fuse_exporter;
 
 pub use exporter::{DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, Volume};
+pub use fuse_exporter::{FuseExporter, FuseOptions};

@@ -1,0 +1,10 @@
+//! A pool served by a process of its own.
+mod client;
+mod protocol;
+mod server;
+mod supervisor;
+
+pub use client::{ConnectOptions, HostClient};
+pub use protocol::{HostInfo, StopOutcome};
+pub use server::{HostOptions, run};
+pub use supervisor::{SpawnOptions, connect_or_spawn};
