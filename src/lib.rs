@@ -1,4 +1,5 @@
 //! thinsnap: a block-level thin-provisioning snapshotter for containers; the service and its command line.
+pub mod admin;
 pub mod config;
 pub mod container;
 pub mod error;

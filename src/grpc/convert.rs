@@ -14,7 +14,7 @@ const LABELS_LEN_MAX: usize = 4 << 20;
 const FILTERS_LEN_MAX: usize = 1 << 20;
 
 /// The request's `snapshotter` field.
-pub(crate) fn space(text: String) -> Result<Space> {
+pub fn space_of(text: String) -> Result<Space> {
     Space::new(text).map_err(|error| {
         error.advise("send the plugin's name in the field `snapshotter`, as containerd's [proxy_plugins.NAME] does")
     })
@@ -26,7 +26,7 @@ pub(crate) fn parent(text: String) -> Result<Option<Name>> {
 }
 
 /// Labels, each within containerd's limit.
-pub(crate) fn labels(labels: Labels) -> Result<Labels> {
+pub fn labels_of(labels: Labels) -> Result<Labels> {
     let mut total = 0;
     for (key, value) in &labels {
         let len = key.len() + value.len();
@@ -51,7 +51,7 @@ pub(crate) fn labels(labels: Labels) -> Result<Labels> {
 }
 
 /// Filters in containerd's grammar; an empty one matches everything.
-pub(crate) fn filters(texts: &[String]) -> Result<Vec<Filter>> {
+pub fn filters_of(texts: &[String]) -> Result<Vec<Filter>> {
     let total: usize = texts.iter().map(String::len).sum();
     if total > FILTERS_LEN_MAX {
         return Err(Error::new(
@@ -67,7 +67,7 @@ pub(crate) fn filters(texts: &[String]) -> Result<Vec<Filter>> {
 pub(crate) fn update(info: Option<api::Info>, mask: Option<FieldMask>) -> Result<(Name, LabelChange)> {
     let info = info.ok_or_else(|| Error::new(ErrorKind::InvalidArgument, "update: the request holds no info"))?;
     let name = Name::new(info.name)?;
-    let sent = labels(info.labels)?;
+    let sent = labels_of(info.labels)?;
     let paths = mask.map(|mask| mask.paths).unwrap_or_default();
     let mut one_by_one = Vec::new();
     let mut all = paths.is_empty();
@@ -149,7 +149,7 @@ mod tests {
 
     use prost_types::FieldMask;
 
-    use super::{labels, parent, space, timestamp, update};
+    use super::{labels_of, parent, space_of, timestamp, update};
     use crate::error::ErrorKind;
     use crate::grpc::containerd_api::snapshots_api as api;
     use crate::snapshotter::LabelChange;
@@ -193,15 +193,15 @@ mod tests {
 
     #[test]
     fn labels_over_the_limits_are_refused() {
-        assert!(labels(BTreeMap::from([("k".repeat(96), "v".repeat(4000))])).is_ok());
-        assert!(labels(BTreeMap::from([("k".repeat(97), "v".repeat(4000))])).is_err());
-        assert!(labels((0..1100).map(|i| (format!("{i:04}"), "v".repeat(4000))).collect()).is_err());
-        assert!(labels(BTreeMap::from([(String::new(), "v".into())])).is_err());
+        assert!(labels_of(BTreeMap::from([("k".repeat(96), "v".repeat(4000))])).is_ok());
+        assert!(labels_of(BTreeMap::from([("k".repeat(97), "v".repeat(4000))])).is_err());
+        assert!(labels_of((0..1100).map(|i| (format!("{i:04}"), "v".repeat(4000))).collect()).is_err());
+        assert!(labels_of(BTreeMap::from([(String::new(), "v".into())])).is_err());
     }
 
     #[test]
     fn names_are_checked_at_the_rim() {
-        assert!(space(String::new()).unwrap_err().advice().is_some());
+        assert!(space_of(String::new()).unwrap_err().advice().is_some());
         assert!(parent(String::new()).unwrap().is_none());
         assert!(parent("a\0b".into()).is_err());
     }

@@ -8,12 +8,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use prost::Message;
 use tokio::sync::Semaphore;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::grpc::batch::batches;
 use crate::grpc::code::status_of;
 use crate::grpc::containerd_api::snapshots_api as api;
 use crate::grpc::containerd_api::snapshots_api::snapshots_server::Snapshots;
@@ -21,10 +21,6 @@ use crate::grpc::convert;
 use crate::snapshot::Name;
 use crate::snapshotter::Snapshotter;
 
-/// Records in one message of a List stream, as the reference has it.
-const LIST_BATCH: usize = 100;
-/// Bytes after which a message of a List stream is closed early; far below the limit of 16 MiB.
-const LIST_BATCH_BYTES: usize = 4 << 20;
 /// Slow verbs that run at one time; half of the runtime's 512 blocking threads.
 const SLOW_CALLS_MAX: usize = 256;
 
@@ -125,8 +121,8 @@ impl Snapshots for SnapshotsService {
         let request = request.into_inner();
         let mounts = self
             .slow("prepare", move |snapshotter| {
-                let (space, key) = (convert::space(request.snapshotter)?, Name::new(request.key)?);
-                let (parent, labels) = (convert::parent(request.parent)?, convert::labels(request.labels)?);
+                let (space, key) = (convert::space_of(request.snapshotter)?, Name::new(request.key)?);
+                let (parent, labels) = (convert::parent(request.parent)?, convert::labels_of(request.labels)?);
                 convert::mounts(snapshotter.prepare(&space, &key, parent.as_ref(), labels)?)
             })
             .await?;
@@ -137,8 +133,8 @@ impl Snapshots for SnapshotsService {
         let request = request.into_inner();
         let mounts = self
             .slow("view", move |snapshotter| {
-                let (space, key) = (convert::space(request.snapshotter)?, Name::new(request.key)?);
-                let (parent, labels) = (convert::parent(request.parent)?, convert::labels(request.labels)?);
+                let (space, key) = (convert::space_of(request.snapshotter)?, Name::new(request.key)?);
+                let (parent, labels) = (convert::parent(request.parent)?, convert::labels_of(request.labels)?);
                 convert::mounts(snapshotter.view(&space, &key, parent.as_ref(), labels)?)
             })
             .await?;
@@ -149,7 +145,7 @@ impl Snapshots for SnapshotsService {
         let request = request.into_inner();
         let mounts = self
             .slow("mounts", move |snapshotter| {
-                let (space, key) = (convert::space(request.snapshotter)?, Name::new(request.key)?);
+                let (space, key) = (convert::space_of(request.snapshotter)?, Name::new(request.key)?);
                 convert::mounts(snapshotter.mounts(&space, &key)?)
             })
             .await?;
@@ -159,9 +155,9 @@ impl Snapshots for SnapshotsService {
     async fn commit(&self, request: Request<api::CommitSnapshotRequest>) -> Answer<()> {
         let request = request.into_inner();
         self.slow("commit", move |snapshotter| {
-            let space = convert::space(request.snapshotter)?;
+            let space = convert::space_of(request.snapshotter)?;
             let (name, key) = (Name::new(request.name)?, Name::new(request.key)?);
-            let (parent, labels) = (convert::parent(request.parent)?, convert::labels(request.labels)?);
+            let (parent, labels) = (convert::parent(request.parent)?, convert::labels_of(request.labels)?);
             snapshotter.commit(&space, &name, &key, labels, parent.as_ref())
         })
         .await?;
@@ -171,7 +167,7 @@ impl Snapshots for SnapshotsService {
     async fn remove(&self, request: Request<api::RemoveSnapshotRequest>) -> Answer<()> {
         let request = request.into_inner();
         self.slow("remove", move |snapshotter| {
-            snapshotter.remove(&convert::space(request.snapshotter)?, &Name::new(request.key)?)
+            snapshotter.remove(&convert::space_of(request.snapshotter)?, &Name::new(request.key)?)
         })
         .await?;
         Ok(Response::new(()))
@@ -181,7 +177,7 @@ impl Snapshots for SnapshotsService {
         let request = request.into_inner();
         let snapshot = self
             .quick("stat", move |snapshotter| {
-                snapshotter.stat(&convert::space(request.snapshotter)?, &Name::new(request.key)?)
+                snapshotter.stat(&convert::space_of(request.snapshotter)?, &Name::new(request.key)?)
             })
             .await?;
         Ok(Response::new(api::StatSnapshotResponse { info: Some(convert::info(snapshot)) }))
@@ -191,7 +187,7 @@ impl Snapshots for SnapshotsService {
         let request = request.into_inner();
         let snapshot = self
             .slow("update", move |snapshotter| {
-                let space = convert::space(request.snapshotter)?;
+                let space = convert::space_of(request.snapshotter)?;
                 let (name, change) = convert::update(request.info, request.update_mask)?;
                 snapshotter.update(&space, &name, change)
             })
@@ -203,31 +199,21 @@ impl Snapshots for SnapshotsService {
         let request = request.into_inner();
         let snapshots = self
             .quick("list", move |snapshotter| {
-                let space = convert::space(request.snapshotter)?;
-                snapshotter.list(&space, &convert::filters(&request.filters)?)
+                let space = convert::space_of(request.snapshotter)?;
+                snapshotter.list(&space, &convert::filters_of(&request.filters)?)
             })
             .await?;
         // The records are a copy of one moment: nothing is held while the client takes its time.
-        let mut records = snapshots.into_iter().map(convert::info).peekable();
-        let batches = std::iter::from_fn(move || {
-            records.peek()?;
-            let mut info = Vec::with_capacity(LIST_BATCH.min(records.size_hint().0));
-            let mut bytes = 0;
-            while info.len() < LIST_BATCH && bytes < LIST_BATCH_BYTES {
-                let Some(record) = records.next() else { break };
-                bytes += record.encoded_len();
-                info.push(record);
-            }
-            Some(Ok(api::ListSnapshotsResponse { info }))
-        });
-        Ok(Response::new(Box::pin(tokio_stream::iter(batches))))
+        let replies =
+            batches(snapshots.into_iter().map(convert::info)).map(|info| Ok(api::ListSnapshotsResponse { info }));
+        Ok(Response::new(Box::pin(tokio_stream::iter(replies))))
     }
 
     async fn usage(&self, request: Request<api::UsageRequest>) -> Answer<api::UsageResponse> {
         let request = request.into_inner();
         let usage = self
             .quick("usage", move |snapshotter| {
-                snapshotter.usage(&convert::space(request.snapshotter)?, &Name::new(request.key)?)
+                snapshotter.usage(&convert::space_of(request.snapshotter)?, &Name::new(request.key)?)
             })
             .await?;
         let clamp = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
@@ -237,7 +223,7 @@ impl Snapshots for SnapshotsService {
     async fn cleanup(&self, request: Request<api::CleanupRequest>) -> Answer<()> {
         let request = request.into_inner();
         self.slow("cleanup", move |snapshotter| {
-            convert::space(request.snapshotter)?;
+            convert::space_of(request.snapshotter)?;
             snapshotter.cleanup()
         })
         .await?;

@@ -1,0 +1,145 @@
+//! What a service consists of below its sockets: root directory, store, pool-host, snapshotter, images,
+//! containers; opened in this order, so that the store's lock guards everything after it.
+//!
+//! `serve` and the command line without a service open the same thing; who comes second gets `InUse`. A
+//! pool-host that is alive from an earlier service is adopted, with all that is mounted on it.
+
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use thinsnap_pool::{ConnectOptions, HostClient, SpawnOptions, StopOutcome, connect_or_spawn};
+
+use crate::admin::pool_files::PoolFiles;
+use crate::config::Config;
+use crate::container::Containers;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::Images;
+use crate::snapshotter::Snapshotter;
+use crate::store::Store;
+
+/// Longest wait for a pool-host to open its pool: a metadata device of 16 GiB is read whole.
+const HOST_START_TIMEOUT: Duration = Duration::from_secs(120);
+/// Longest wait for a living host's first answer.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for a host that said it is going.
+const HOST_STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What to do if there is no pool in the root directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolMissing {
+    /// Make one, as the configuration has it.
+    Create,
+    /// Say so.
+    Refuse,
+}
+
+/// Everything below the sockets.
+pub struct Backend {
+    root: PathBuf,
+    host: Arc<HostClient>,
+    snapshotter: Arc<Snapshotter>,
+    images: Images,
+    containers: Containers,
+}
+
+impl Backend {
+    /// Opens everything. Errors: `InUse` if another process has it open, `NotFound` if there is no pool and none
+    /// is to be made, and those of the layers below.
+    pub fn open(config: &Config, missing: PoolMissing) -> Result<Self> {
+        let files = PoolFiles::of(&config.root);
+        if missing == PoolMissing::Refuse && !files.exist()? {
+            return Err(Error::new(ErrorKind::NotFound, format!("no pool in {}", config.root.display())).advise(
+                format!(
+                    "thinsnap pool create {} --size 100G, or name another directory with --root",
+                    config.root.display()
+                ),
+            ));
+        }
+        private_dir(&config.root)?;
+        // From here to the end of the process: whoever opens the same root gets `InUse`.
+        let store = Store::open(&config.root.join("store.redb"))?;
+        private_dir(&config.run_dir)?;
+        let host = Arc::new(connect_or_spawn(&spawn_options(config, &files)?)?);
+        let snapshotter = Snapshotter::open(Arc::clone(&host) as _, store, config.snapshotter.clone())?;
+        let images = Images::open(Arc::clone(&snapshotter), &config.root.join("work"))?;
+        let containers = Containers::new(Arc::clone(&snapshotter));
+        Ok(Self { root: config.root.clone(), host, snapshotter, images, containers })
+    }
+
+    /// The root directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The snapshotter.
+    #[must_use]
+    pub fn snapshotter(&self) -> &Arc<Snapshotter> {
+        &self.snapshotter
+    }
+
+    /// The images.
+    #[must_use]
+    pub fn images(&self) -> &Images {
+        &self.images
+    }
+
+    /// The containers.
+    #[must_use]
+    pub fn containers(&self) -> &Containers {
+        &self.containers
+    }
+
+    /// Ends the pool-host unless one of its devices is open (then it stays, for the next service to adopt), and
+    /// waits until it is gone.
+    pub fn close(self) -> Result<StopOutcome> {
+        let Self { host, snapshotter, images, containers, .. } = self;
+        drop((images, containers, snapshotter));
+        let outcome = host.stop_if_idle()?;
+        if outcome == StopOutcome::Stopping && !host.wait_gone(Instant::now() + HOST_STOP_TIMEOUT)? {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("the pool-host (process {}) was not gone after {HOST_STOP_TIMEOUT:?}", host.info().pid),
+            ));
+        }
+        Ok(outcome)
+    }
+}
+
+fn spawn_options(config: &Config, files: &PoolFiles) -> Result<SpawnOptions> {
+    let program = std::env::current_exe().map_err(|error| Error::io("find this program's own file", error))?;
+    let socket = config.run_dir.join("host.sock");
+    let args = [
+        "pool-host".into(),
+        "--data".into(),
+        files.data.clone().into_os_string(),
+        "--metadata".into(),
+        files.metadata.clone().into_os_string(),
+        "--run-dir".into(),
+        config.run_dir.clone().into_os_string(),
+    ];
+    Ok(SpawnOptions {
+        connect: ConnectOptions { socket, identity: None, handshake_timeout: HANDSHAKE_TIMEOUT },
+        program,
+        args: args.into(),
+        run_dir: config.run_dir.clone(),
+        deadline: Instant::now() + HOST_START_TIMEOUT,
+    })
+}
+
+/// A directory that only its owner may enter: snapshots hold other people's setuid programs.
+fn private_dir(path: &Path) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)
+            .map_err(|error| Error::io(format!("make the directory {}", parent.display()), error))?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(Error::io(format!("make the directory {}", path.display()), error)),
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+        .map_err(|error| Error::io(format!("make the directory {} private", path.display()), error))
+}

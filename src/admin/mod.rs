@@ -1,0 +1,18 @@
+//! Our own gRPC service, which the command line speaks to: over the service's socket or inside its own process.
+
+mod backend;
+mod client;
+mod container_verbs;
+mod image_verbs;
+mod peer;
+mod pool_files;
+mod pool_verbs;
+mod protocol;
+mod server;
+mod snapshot_verbs;
+
+pub use backend::{Backend, PoolMissing};
+pub use client::{Connection, Target, socket_link_of};
+pub use pool_files::PoolFiles;
+pub use protocol::api;
+pub use server::AdminService;

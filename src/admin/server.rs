@@ -1,0 +1,200 @@
+//! The admin service: who may call, on which thread it runs, how long answers are streamed.
+
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::admin::backend::Backend;
+use crate::admin::peer::require_root;
+use crate::admin::protocol::api;
+use crate::admin::protocol::api::admin_server::Admin;
+use crate::admin::{container_verbs, image_verbs, pool_verbs, snapshot_verbs};
+use crate::error::Result;
+use crate::grpc::{BlockingCalls, batches};
+use crate::snapshot::Kind;
+
+/// Reports that wait for a slow reader; more are left out, as the next one says more.
+const REPORTS_WAITING: usize = 16;
+
+/// The admin service.
+pub struct AdminService {
+    backend: Arc<Backend>,
+    calls: BlockingCalls,
+}
+
+type Answer<T> = std::result::Result<Response<T>, Status>;
+type Replies<T> = Pin<Box<dyn Stream<Item = std::result::Result<T, Status>> + Send>>;
+
+impl AdminService {
+    /// The service over `backend`.
+    #[must_use]
+    pub fn new(backend: Arc<Backend>, calls: BlockingCalls) -> Self {
+        Self { backend, calls }
+    }
+
+    async fn slow<T: Send + 'static>(
+        &self,
+        verb: &'static str,
+        work: impl FnOnce(&Backend) -> Result<T> + Send + 'static,
+    ) -> Answer<T> {
+        let backend = Arc::clone(&self.backend);
+        self.calls.slow(verb, move || work(&backend)).await.map(Response::new)
+    }
+
+    /// Runs work that reports as it goes. The reader's going away makes `report` answer `Break`.
+    fn streamed<T: Send + 'static>(
+        &self,
+        verb: &'static str,
+        work: impl FnOnce(&Backend, &(dyn Fn(T) -> ControlFlow<()> + Sync)) -> Result<T> + Send + 'static,
+    ) -> Response<Replies<T>> {
+        let (sender, receiver) = mpsc::channel(REPORTS_WAITING);
+        let (backend, calls, reports) = (Arc::clone(&self.backend), self.calls.clone(), sender.clone());
+        tokio::spawn(async move {
+            let report = move |step: T| match reports.try_send(Ok(step)) {
+                Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => ControlFlow::Continue(()),
+                Err(mpsc::error::TrySendError::Closed(_)) => ControlFlow::Break(()),
+            };
+            let last = calls.slow(verb, move || work(&backend, &report)).await;
+            if sender.send(last).await.is_err() {
+                tracing::info!(verb, "the caller went away before the answer");
+            }
+        });
+        Response::new(Box::pin(ReceiverStream::new(receiver)))
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    type SnapshotListStream = Replies<api::SnapshotListReply>;
+    type ImageImportStream = Replies<api::ImageImportReply>;
+
+    async fn service_info(&self, _request: Request<api::ServiceInfoRequest>) -> Answer<api::ServiceInfoReply> {
+        Ok(Response::new(api::ServiceInfoReply {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            root: self.backend.root().to_string_lossy().into_owned(),
+            pid: std::process::id(),
+        }))
+    }
+
+    async fn pool_status(&self, request: Request<api::PoolStatusRequest>) -> Answer<api::PoolStatusReply> {
+        let request = request.into_inner();
+        self.slow("pool status", move |backend| pool_verbs::status(backend, &request)).await
+    }
+
+    async fn pool_grow(&self, request: Request<api::PoolGrowRequest>) -> Answer<api::PoolStatusReply> {
+        require_root("pool grow", &request)?;
+        let request = request.into_inner();
+        self.slow("pool grow", move |backend| pool_verbs::grow(backend, &request)).await
+    }
+
+    async fn snapshot_list(&self, request: Request<api::SnapshotListRequest>) -> Answer<Self::SnapshotListStream> {
+        let request = request.into_inner();
+        let snapshots =
+            self.slow("snapshot ls", move |backend| snapshot_verbs::list(backend.snapshotter(), &request)).await?;
+        let replies =
+            batches(snapshots.into_inner().into_iter()).map(|snapshots| Ok(api::SnapshotListReply { snapshots }));
+        Ok(Response::new(Box::pin(tokio_stream::iter(replies))))
+    }
+
+    async fn snapshot_prepare(
+        &self,
+        request: Request<api::SnapshotPrepareRequest>,
+    ) -> Answer<api::SnapshotMountsReply> {
+        require_root("snapshot prepare", &request)?;
+        let request = request.into_inner();
+        self.slow("snapshot prepare", move |backend| {
+            snapshot_verbs::prepare(backend.snapshotter(), request, Kind::Active)
+        })
+        .await
+    }
+
+    async fn snapshot_view(&self, request: Request<api::SnapshotPrepareRequest>) -> Answer<api::SnapshotMountsReply> {
+        require_root("snapshot view", &request)?;
+        let request = request.into_inner();
+        self.slow("snapshot view", move |backend| snapshot_verbs::prepare(backend.snapshotter(), request, Kind::View))
+            .await
+    }
+
+    async fn snapshot_mounts(&self, request: Request<api::SnapshotRequest>) -> Answer<api::SnapshotMountsReply> {
+        require_root("snapshot mount", &request)?;
+        let request = request.into_inner();
+        self.slow("snapshot mount", move |backend| snapshot_verbs::mounts(backend.snapshotter(), request)).await
+    }
+
+    async fn snapshot_commit(&self, request: Request<api::SnapshotCommitRequest>) -> Answer<api::Snapshot> {
+        require_root("snapshot commit", &request)?;
+        let request = request.into_inner();
+        self.slow("snapshot commit", move |backend| snapshot_verbs::commit(backend.snapshotter(), request)).await
+    }
+
+    async fn snapshot_remove(&self, request: Request<api::SnapshotRequest>) -> Answer<api::SnapshotRemoveReply> {
+        require_root("snapshot rm", &request)?;
+        let request = request.into_inner();
+        self.slow("snapshot rm", move |backend| snapshot_verbs::remove(backend.snapshotter(), request)).await
+    }
+
+    async fn snapshot_stat(&self, request: Request<api::SnapshotRequest>) -> Answer<api::Snapshot> {
+        let request = request.into_inner();
+        self.slow("snapshot stat", move |backend| snapshot_verbs::stat(backend.snapshotter(), request)).await
+    }
+
+    async fn snapshot_usage(&self, request: Request<api::SnapshotRequest>) -> Answer<api::SnapshotUsageReply> {
+        let request = request.into_inner();
+        self.slow("snapshot usage", move |backend| snapshot_verbs::usage(backend.snapshotter(), request)).await
+    }
+
+    async fn image_import(&self, request: Request<api::ImageImportRequest>) -> Answer<Self::ImageImportStream> {
+        require_root("image import", &request)?;
+        let request = request.into_inner();
+        let step = |step| api::ImageImportReply { step: Some(step) };
+        Ok(self.streamed("image import", move |backend, report| {
+            use api::image_import_reply::Step;
+            let report = |progress| report(step(Step::Progress(progress)));
+            let imported = image_verbs::import(backend.images(), request, report)?;
+            Ok(step(Step::Imported(imported)))
+        }))
+    }
+
+    async fn image_list(&self, _request: Request<api::ImageListRequest>) -> Answer<api::ImageListReply> {
+        self.slow("image ls", |backend| image_verbs::list(backend.images())).await
+    }
+
+    async fn image_remove(&self, request: Request<api::ImageRequest>) -> Answer<api::ImageRemoveReply> {
+        require_root("image rm", &request)?;
+        let request = request.into_inner();
+        self.slow("image rm", move |backend| image_verbs::remove(backend.images(), &request)).await
+    }
+
+    async fn container_create(&self, request: Request<api::ContainerCreateRequest>) -> Answer<api::Container> {
+        require_root("container create", &request)?;
+        let request = request.into_inner();
+        self.slow("container create", move |backend| container_verbs::create(backend.containers(), request)).await
+    }
+
+    async fn container_list(&self, _request: Request<api::ContainerListRequest>) -> Answer<api::ContainerListReply> {
+        self.slow("container ls", |backend| container_verbs::list(backend.containers())).await
+    }
+
+    async fn container_mount(&self, request: Request<api::ContainerMountRequest>) -> Answer<api::Container> {
+        require_root("container mount", &request)?;
+        let request = request.into_inner();
+        self.slow("container mount", move |backend| container_verbs::mount(backend.containers(), request)).await
+    }
+
+    async fn container_unmount(&self, request: Request<api::ContainerRequest>) -> Answer<api::Container> {
+        require_root("container unmount", &request)?;
+        let request = request.into_inner();
+        self.slow("container unmount", move |backend| container_verbs::unmount(backend.containers(), request)).await
+    }
+
+    async fn container_remove(&self, request: Request<api::ContainerRequest>) -> Answer<api::ContainerRemoveReply> {
+        require_root("container rm", &request)?;
+        let request = request.into_inner();
+        self.slow("container rm", move |backend| container_verbs::remove(backend.containers(), request)).await
+    }
+}
