@@ -1,12 +1,28 @@
 //! Shows volumes as loop devices over the files of a private FUSE filesystem.
+//!
+//! A device is shown in three steps: a file appears in the filesystem, a loop device is bound to the file, and the
+//! path of the loop device is handed out. It is taken away in the reverse order, and the last step, dropping the
+//! volume, waits until the kernel has released the file: whoever has the loop device open keeps all of it alive.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::export::exporter::{Exporter, Volume};
+use crate::export::fuse::{MountState, Node, Nodes, Serving, Session, detach_mount, make_dir, mount_state};
+use crate::export::loop_device::{AttachOptions, LoopDevice, devices_below, in_use};
 use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
+
+/// How long [`Exporter::detach`] waits for openers that only look (a prober of udev) before it says "later".
+const LOOKERS_WAIT: Duration = Duration::from_millis(500);
+/// How long a file whose loop device is gone may take to be released.
+const RELEASE_WAIT: Duration = Duration::from_secs(10);
+/// Dead mounts that may lie over each other at one directory.
+const STALE_MOUNTS_MAX: usize = 16;
 
 /// How a [`FuseExporter`] works.
 #[derive(Debug, Clone)]
@@ -26,39 +42,308 @@ impl FuseOptions {
     }
 }
 
+/// How far a device is on its way.
+enum Shown {
+    /// The loop device is being bound.
+    Coming,
+    /// It can be used.
+    Here(LoopDevice),
+    /// It waits for its last opener.
+    Going(LoopDevice),
+}
+
 /// One FUSE filesystem with a file per device, and a loop device on each file.
-pub struct FuseExporter {}
+///
+/// Locks: `shown` is held for moments only, never while a file or device is opened.
+pub struct FuseExporter {
+    dir: PathBuf,
+    nodes: Arc<Nodes>,
+    shown: Mutex<BTreeMap<DeviceId, Shown>>,
+    /// Held while a loop device is found and bound, so that our own threads do not race for the free ones.
+    binding: Mutex<()>,
+    /// `None` after shutdown.
+    serving: Mutex<Option<Serving>>,
+}
 
 impl FuseExporter {
     /// Takes away what a dead exporter left at the same directory, mounts, and starts serving. Errors: `InUse`
     /// if a living exporter serves the directory, `Unsupported` if the kernel has no FUSE or no loop devices.
-    pub fn start(_options: FuseOptions) -> Result<Self> {
-        todo!()
+    pub fn start(options: FuseOptions) -> Result<Self> {
+        if !(1..=8).contains(&options.event_threads) || !(1..=64).contains(&options.worker_threads) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "start the exporter: it takes 1 to 8 event threads and 1 to 64 worker threads",
+            ));
+        }
+        let dir = clear_stale(&options.dir)?;
+        make_dir(&dir)?;
+        let session = Session::mount(&dir, options.event_threads)?;
+        let nodes = Arc::new(Nodes::default());
+        let serving = match Serving::start(session, &nodes, options.worker_threads) {
+            Ok(serving) => serving,
+            Err(error) => {
+                detach_mount(&dir)?;
+                return Err(error);
+            }
+        };
+        Ok(Self {
+            dir,
+            nodes,
+            shown: Mutex::new(BTreeMap::new()),
+            binding: Mutex::new(()),
+            serving: Mutex::new(Some(serving)),
+        })
+    }
+
+    fn shown(&self) -> MutexGuard<'_, BTreeMap<DeviceId, Shown>> {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        // Devices whose last opener has closed them since somebody last looked.
+        shown.retain(|id, state| !matches!(state, Shown::Going(_)) || self.nodes.is_present(*id));
+        shown
+    }
+
+    fn file(&self, id: DeviceId) -> PathBuf {
+        self.dir.join(id.to_string())
+    }
+
+    fn bind(&self, id: DeviceId, access: Access, block_size: u32) -> Result<LoopDevice> {
+        let path = self.file(id);
+        let writable = access == Access::ReadWrite;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(writable)
+            .open(&path)
+            .map_err(|e| Error::io(format!("open {}", path.display()), e))?;
+        let _one_at_a_time = self.binding.lock().unwrap_or_else(PoisonError::into_inner);
+        LoopDevice::attach(&AttachOptions { file: &file, path: &path, access, block_size })
+    }
+
+    /// Keeps a device that waits for its last opener. False: it is not that volume, or too late.
+    fn revive(
+        &self,
+        id: DeviceId,
+        volume: &Arc<dyn Volume>,
+        size: ByteCount,
+        access: Access,
+    ) -> Result<Option<PathBuf>> {
+        let device = match self.shown().get(&id) {
+            Some(Shown::Going(device)) => device.clone(),
+            _ => return Ok(None),
+        };
+        let same = self.nodes.find_device(id).is_some_and(|node| {
+            std::ptr::addr_eq(Arc::as_ptr(&node.volume), Arc::as_ptr(volume))
+                && node.access == access
+                && node.size() <= size.0
+        });
+        if !same || !device.keep()? {
+            return Ok(None);
+        }
+        if !self.nodes.stay(id) {
+            return Ok(None);
+        }
+        let path = device.path();
+        self.shown().insert(id, Shown::Here(device));
+        self.resize(id, size)?;
+        Ok(Some(path))
     }
 }
 
 impl Exporter for FuseExporter {
-    fn attach(&self, _id: DeviceId, _volume: Arc<dyn Volume>, _size: ByteCount, _access: Access) -> Result<PathBuf> {
-        todo!()
+    fn attach(&self, id: DeviceId, volume: Arc<dyn Volume>, size: ByteCount, access: Access) -> Result<PathBuf> {
+        let block_size = u32::try_from(volume.alignment().max(512)).unwrap_or(u32::MAX);
+        if size.0 == 0 || !size.0.is_multiple_of(u64::from(block_size)) || block_size > 4096 {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("show device {id}: its size {} is no multiple of its block size {block_size}", size.0),
+            ));
+        }
+        if let Some(path) = self.revive(id, &volume, size, access)? {
+            return Ok(path);
+        }
+        {
+            if self.serving.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+                return Err(Error::new(ErrorKind::Unavailable, format!("show device {id}: the exporter is shut down")));
+            }
+            let mut shown = self.shown();
+            match shown.get(&id) {
+                None => {}
+                Some(Shown::Going(device)) => {
+                    return Err(Error::new(
+                        ErrorKind::InUse,
+                        format!("show device {id}: {} still waits for its last opener", device.path().display()),
+                    ));
+                }
+                Some(Shown::Coming | Shown::Here(_)) => {
+                    return Err(Error::new(ErrorKind::InUse, format!("show device {id}: it is shown already")));
+                }
+            }
+            shown.insert(id, Shown::Coming);
+        }
+        self.nodes.insert(Node::new(id, volume, size, access));
+        match self.bind(id, access, block_size) {
+            Ok(device) => {
+                let path = device.path();
+                self.shown().insert(id, Shown::Here(device));
+                Ok(path)
+            }
+            Err(error) => {
+                self.nodes.leave(id);
+                if !self.nodes.wait_gone(id, Instant::now() + RELEASE_WAIT) {
+                    tracing::error!("the file of device {id} is still open after its loop device was refused");
+                }
+                self.shown().remove(&id);
+                Err(error.doing(format!("show device {id}")))
+            }
+        }
     }
 
-    fn resize(&self, _id: DeviceId, _size: ByteCount) -> Result<()> {
-        todo!()
+    fn resize(&self, id: DeviceId, size: ByteCount) -> Result<()> {
+        let device = match self.shown().get(&id) {
+            Some(Shown::Here(device)) => device.clone(),
+            _ => return Err(Error::new(ErrorKind::NotFound, format!("resize device {id}: it is not shown"))),
+        };
+        let node = self
+            .nodes
+            .find_device(id)
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("resize device {id}: it has gone")))?;
+        let step = (node.volume.alignment() as u64).max(512);
+        if size.0 < node.size() || !size.0.is_multiple_of(step) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("resize device {id} from {} to {}: it must grow, by a multiple of {step}", node.size(), size.0),
+            ));
+        }
+        node.set_size(size.0);
+        drop(node);
+        // The kernel asks for the size again before the loop driver reads what the kernel knows.
+        let path = self.file(id);
+        File::open(&path)
+            .and_then(|file| file.metadata())
+            .map_err(|e| Error::io(format!("look at {}", path.display()), e))?;
+        device.resize()
     }
 
-    fn detach(&self, _id: DeviceId) -> Result<bool> {
-        todo!()
+    fn detach(&self, id: DeviceId) -> Result<bool> {
+        let device = {
+            let mut shown = self.shown();
+            match shown.get(&id) {
+                None => return Ok(true),
+                Some(Shown::Coming) => {
+                    return Err(Error::new(ErrorKind::InUse, format!("take device {id} away: it is being shown")));
+                }
+                Some(Shown::Going(_)) => return Ok(false),
+                Some(Shown::Here(device)) => {
+                    let device = device.clone();
+                    shown.insert(id, Shown::Going(device.clone()));
+                    device
+                }
+            }
+        };
+        self.nodes.leave(id);
+        if let Err(error) = device.detach() {
+            if self.nodes.stay(id) {
+                self.shown().insert(id, Shown::Here(device));
+            }
+            return Err(error.doing(format!("take device {id} away")));
+        }
+        let wait = if in_use(device.number()) { Duration::ZERO } else { LOOKERS_WAIT };
+        let gone = self.nodes.wait_gone(id, Instant::now() + wait)
+            || (!device.is_bound() && self.nodes.wait_gone(id, Instant::now() + RELEASE_WAIT));
+        drop(self.shown());
+        Ok(gone)
     }
 
-    fn path(&self, _id: DeviceId) -> Option<PathBuf> {
-        todo!()
+    fn path(&self, id: DeviceId) -> Option<PathBuf> {
+        match self.shown().get(&id)? {
+            Shown::Coming => None,
+            Shown::Here(device) | Shown::Going(device) => Some(device.path()),
+        }
     }
 
     fn attached(&self) -> Vec<(DeviceId, bool)> {
-        todo!()
+        let list: Vec<_> = self
+            .shown()
+            .iter()
+            .map(|(id, state)| match state {
+                Shown::Coming => (*id, None),
+                // Whoever it waits for has it open.
+                Shown::Going(_) => (*id, None),
+                Shown::Here(device) => (*id, Some(device.number())),
+            })
+            .collect();
+        list.into_iter().map(|(id, number)| (id, number.is_none_or(in_use))).collect()
     }
 
     fn shutdown(&self) -> Result<()> {
-        todo!()
+        let ids: Vec<DeviceId> = self.shown().keys().copied().collect();
+        let mut open = Vec::new();
+        for id in ids {
+            if !self.detach(id)? {
+                open.push(id.to_string());
+            }
+        }
+        if !open.is_empty() {
+            return Err(Error::new(
+                ErrorKind::InUse,
+                format!("shut the exporter down: devices {} are open", open.join(", ")),
+            ));
+        }
+        let mut serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        if serving.is_some() {
+            // The kernel may still hold the last file for a moment after its release, so the plain way can be busy.
+            detach_mount(&self.dir)?;
+            *serving = None;
+        }
+        Ok(())
     }
+}
+
+impl Drop for FuseExporter {
+    /// Devices that are still open see I/O errors from here on; their loop devices go with their last opener.
+    fn drop(&mut self) {
+        if let Err(error) = self.shutdown() {
+            tracing::error!("{error}");
+            if let Err(error) = detach_mount(&self.dir) {
+                tracing::error!("{error}");
+            }
+        }
+    }
+}
+
+/// Takes away the mounts and loop devices of a dead exporter; returns the directory as the kernel names it.
+fn clear_stale(dir: &Path) -> Result<PathBuf> {
+    let fail = |e: std::io::Error| Error::io(format!("find the export directory {}", dir.display()), e);
+    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
+        return Err(Error::new(ErrorKind::Invalid, format!("{} is no place for an export", dir.display())));
+    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    make_dir(parent)?;
+    // Not the directory itself: looking through a dead mount fails.
+    let dir = parent.canonicalize().map_err(fail)?.join(name);
+    for _ in 0..STALE_MOUNTS_MAX {
+        match mount_state(&dir)? {
+            MountState::Free => return Ok(dir),
+            MountState::Alive => {
+                return Err(Error::new(
+                    ErrorKind::InUse,
+                    format!("{} is the mount of a living exporter", dir.display()),
+                ));
+            }
+            MountState::Dead => {
+                for (number, file) in devices_below(&dir) {
+                    let device = LoopDevice::known(number, file);
+                    let path = device.path();
+                    if in_use(number) {
+                        tracing::error!(
+                            "{} is mounted and its host is dead: unmount it, its I/O fails",
+                            path.display()
+                        );
+                    }
+                    device.detach()?;
+                }
+                detach_mount(&dir)?;
+            }
+        }
+    }
+    Err(Error::new(ErrorKind::Io, format!("{}: dead mounts keep coming back", dir.display())))
 }

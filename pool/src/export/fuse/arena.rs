@@ -1,0 +1,68 @@
+//! The memory that requests pass through: page-aligned payloads, set aside once.
+//!
+//! A process that serves a block device must not wait for memory that only the writeback of that device frees;
+//! so nothing on the way of a request allocates a payload.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
+
+use crate::export::fuse::wire::PAYLOAD_MAX;
+
+/// Payload memory of all slots of one event loop.
+pub(super) struct Arena {
+    base: NonNull<libc::c_void>,
+    len: usize,
+}
+
+// SAFETY: the arena is plain memory; who may touch which slot at what time is the matter of its users, who get at
+// it through `payload` only, an unsafe call.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    pub(super) fn new(slots: usize) -> io::Result<Self> {
+        let len = slots * PAYLOAD_MAX;
+        let size = NonZeroUsize::new(len).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        // SAFETY: a new private mapping at an address of the kernel's choice touches no memory of ours.
+        let base =
+            unsafe { mmap_anonymous(None, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)? };
+        // Large pages make pinning and copying cheaper; a kernel without them serves as well.
+        // SAFETY: the range is the mapping made above; the advice changes no contents.
+        let _ = unsafe { madvise(base, len, MmapAdvise::MADV_HUGEPAGE) };
+        Ok(Self { base, len })
+    }
+
+    pub(super) fn slots(&self) -> usize {
+        self.len / PAYLOAD_MAX
+    }
+
+    /// The first byte of a slot's payload.
+    pub(super) fn pointer(&self, slot: usize) -> *mut u8 {
+        assert!(slot < self.slots(), "slot {slot} is not in this arena");
+        // SAFETY: the assertion keeps the offset inside the mapping.
+        unsafe { self.base.as_ptr().cast::<u8>().add(slot * PAYLOAD_MAX) }
+    }
+
+    /// The first `len` bytes of a slot's payload.
+    ///
+    /// # Safety
+    /// Nobody else, the kernel included, may use the slot's payload while the slice lives.
+    #[expect(clippy::mut_from_ref, reason = "slots are handed from owner to owner; the caller vouches for it")]
+    pub(super) unsafe fn payload(&self, slot: usize, len: usize) -> &mut [u8] {
+        assert!(len <= PAYLOAD_MAX, "a payload has {PAYLOAD_MAX} bytes, not {len}");
+        // SAFETY: the range is inside the mapping (see `pointer` and the assertion); the mapping is zero-filled
+        // memory, valid for every byte; the caller vouches that nobody else uses it.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer(slot), len) }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `new` with this length and nothing borrows from it any more.
+        let _ = unsafe { munmap(self.base, self.len) };
+    }
+}

@@ -1,0 +1,386 @@
+//! The event loop: reads requests, does direct I/O and answers, all through one io_uring.
+//!
+//! A **slot** is the memory of one request: its header, its payload (in the [`Arena`]) and its answer. A slot is in
+//! one place at a time: free, armed (the kernel reads a request into it), moving bytes, being answered, or lent to a
+//! worker. Only its place may touch it; every kernel operation on a slot is in flight while the slot is in that
+//! place, and the loop ends only after the last one has completed.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use io_uring::types::{Fd, Fixed};
+use io_uring::{IoUring, opcode, squeue};
+
+use crate::export::exporter::{Direction, EXTENTS_MAX, Extents};
+use crate::export::fuse::arena::Arena;
+use crate::export::fuse::mailbox::{LoopParts, Mailbox, SLOTS};
+use crate::export::fuse::node::Nodes;
+use crate::export::fuse::requests::{Decision, Errand, Transfer, decide};
+use crate::export::fuse::ring_slot::{Event, Moving, Slot};
+use crate::export::fuse::wire::{OUT_HEADER, PAYLOAD_MAX, Request, WRITE_HEADER, answer_write, out_header};
+use crate::export::fuse::workers::{Home, Job, JobSender, LentSlot, answer};
+
+/// Reads of /dev/fuse in flight. Each costs a wake-up for every request that another one takes.
+const ARMED_MAX: usize = 4;
+const RING_ENTRIES: u32 = 256;
+/// Place of the connection in the ring's file table.
+const DEVICE: Fixed = Fixed(0);
+
+/// One event loop; [`RingLoop::run`] is the body of its thread.
+pub(super) struct RingLoop {
+    ring: IoUring,
+    device: Arc<OwnedFd>,
+    nodes: Arc<Nodes>,
+    jobs: JobSender,
+    arena: Arc<Arena>,
+    slots: Box<[Slot]>,
+    free: Vec<usize>,
+    armed: usize,
+    lent: usize,
+    /// Kernel operations in flight that are not armed reads.
+    in_flight: usize,
+    mailbox: Arc<Mailbox>,
+    /// Answers in flight; they complete while they are submitted.
+    answering: usize,
+    /// True when no more requests are to be read.
+    ending: bool,
+    /// True if the payloads are registered with the ring, which saves pinning them for each transfer.
+    registered: bool,
+    completed: Vec<(u64, i32)>,
+}
+
+impl RingLoop {
+    /// Must be called on the thread that runs the loop: the ring belongs to it. Errors: no io_uring here.
+    pub(super) fn new(parts: LoopParts) -> io::Result<Self> {
+        let ring = build_ring()?;
+        ring.submitter().register_files(&[parts.device.as_raw_fd()])?;
+        let arena = Arena::new(SLOTS)?;
+        let buffers: Vec<_> =
+            (0..SLOTS).map(|slot| libc::iovec { iov_base: arena.pointer(slot).cast(), iov_len: PAYLOAD_MAX }).collect();
+        // SAFETY: the arena lives as long as the loop, which outlives every operation on it (see `run`).
+        let registered = unsafe { ring.submitter().register_buffers(&buffers) };
+        if let Err(error) = &registered {
+            tracing::warn!("payload buffers are not registered ({error}): transfers cost a little more");
+        }
+        let mut slots: Box<[Slot]> = (0..SLOTS).map(|_| Slot::new()).collect();
+        for (number, slot) in slots.iter_mut().enumerate() {
+            slot.read_pieces = [
+                libc::iovec { iov_base: slot.header.as_mut_ptr().cast(), iov_len: WRITE_HEADER },
+                libc::iovec { iov_base: arena.pointer(number).cast(), iov_len: PAYLOAD_MAX },
+            ];
+        }
+        Ok(Self {
+            ring,
+            device: parts.device,
+            nodes: parts.nodes,
+            jobs: parts.jobs,
+            arena: Arc::new(arena),
+            slots,
+            free: (0..SLOTS).rev().collect(),
+            armed: 0,
+            lent: 0,
+            in_flight: 0,
+            mailbox: parts.mailbox,
+            answering: 0,
+            ending: false,
+            registered: registered.is_ok(),
+            completed: Vec::with_capacity(2 * RING_ENTRIES as usize),
+        })
+    }
+
+    /// Serves until the filesystem is unmounted or [`Mailbox::stop`] is called, then until every request under way
+    /// is answered.
+    pub(super) fn run(mut self) {
+        self.listen();
+        loop {
+            self.collect();
+            self.arm();
+            if self.ending && self.armed + self.in_flight + self.lent == 0 {
+                return;
+            }
+            // Answers complete at once: waiting for one event more spares an empty turn.
+            match self.ring.submit_and_wait(self.answering + 1) {
+                Ok(_) => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+                Err(error) => {
+                    // The kernel refuses the ring itself: what is in flight cannot be waited for, so its memory
+                    // must outlive this thread.
+                    tracing::error!("the event loop of the exporter failed: {error}");
+                    std::mem::forget(self);
+                    return;
+                }
+            }
+            let mut completed = std::mem::take(&mut self.completed);
+            completed.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
+            for (data, result) in completed.drain(..) {
+                self.handle(Event::unpack(data), result);
+            }
+            self.completed = completed;
+        }
+    }
+
+    fn handle(&mut self, event: Event, result: i32) {
+        match event {
+            Event::Request { slot } => {
+                self.armed -= 1;
+                self.slots[slot].armed = false;
+                self.take_request(slot, result);
+            }
+            Event::Moved { slot, extent } => {
+                self.in_flight -= 1;
+                self.moved(slot, extent, result);
+            }
+            Event::Answered { slot } => {
+                self.in_flight -= 1;
+                self.answering -= 1;
+                if result < 0 {
+                    // The request was given up, or the filesystem is gone: nobody is left to tell.
+                    tracing::debug!("the kernel did not take an answer: errno {}", -result);
+                }
+                self.free.push(slot);
+            }
+            Event::Wake => {
+                if self.mailbox.answer_bell() {
+                    self.end();
+                }
+                self.listen();
+            }
+            Event::Cancelled => self.in_flight -= 1,
+        }
+    }
+
+    /// Waits for the bell.
+    fn listen(&mut self) {
+        let bell = Fd(self.mailbox.bell().as_raw_fd());
+        let poll = i16::cast_unsigned(libc::POLLIN);
+        self.push(&opcode::PollAdd::new(bell, u32::from(poll)).build(), Event::Wake);
+    }
+
+    /// Reads no more requests.
+    fn end(&mut self) {
+        if std::mem::replace(&mut self.ending, true) {
+            return;
+        }
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].armed {
+                self.in_flight += 1;
+                let target = Event::Request { slot }.pack();
+                self.push(&opcode::AsyncCancel::new(target).build(), Event::Cancelled);
+            }
+        }
+    }
+
+    /// Takes back what workers returned.
+    fn collect(&mut self) {
+        let hungry = self.ending || (self.free.is_empty() && self.armed == 0);
+        let mut returned = self.mailbox.collect(hungry);
+        self.lent -= returned.len();
+        self.free.append(&mut returned);
+    }
+
+    /// Lets the kernel read requests into free slots.
+    fn arm(&mut self) {
+        while !self.ending && self.armed < ARMED_MAX {
+            let Some(slot) = self.free.pop() else { return };
+            let pieces = self.slots[slot].read_pieces.as_ptr();
+            self.armed += 1;
+            self.slots[slot].armed = true;
+            self.push(&opcode::Readv::new(DEVICE, pieces, 2).build(), Event::Request { slot });
+        }
+    }
+
+    fn push(&mut self, entry: &squeue::Entry, event: Event) {
+        let entry = entry.clone().user_data(event.pack());
+        loop {
+            // SAFETY: every pointer in an entry is into a slot or the arena; both live until the operation has
+            // completed (see `run`), and the slot's place keeps others away from it.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+            // The queue is full: hand it over. Completions that do not fit wait in the kernel.
+            if let Err(error) = self.ring.submit() {
+                tracing::debug!("handing over a full queue: {error}");
+            }
+        }
+    }
+
+    fn take_request(&mut self, slot: usize, result: i32) {
+        let Ok(len) = usize::try_from(result) else {
+            self.free.push(slot);
+            match -result {
+                // The request was given up before it was read; a signal; a read taken back.
+                libc::ENOENT | libc::EINTR | libc::EAGAIN | libc::ENOMEM | libc::ECANCELED => {}
+                libc::ENODEV | libc::ECONNABORTED => self.end(),
+                errno => {
+                    tracing::error!("cannot read from {}: errno {errno}; the export ends", "/dev/fuse");
+                    self.end();
+                }
+            }
+            return;
+        };
+        let head = &self.slots[slot].header[..len.min(WRITE_HEADER)];
+        let request = match Request::parse(head) {
+            Some(request) if request.len as usize == len => request,
+            _ => {
+                tracing::error!("the kernel sent a broken request of {len} bytes");
+                self.free.push(slot);
+                return;
+            }
+        };
+        self.slots[slot].unique = request.unique;
+        let decision = if len > WRITE_HEADER && !request.carries_payload() {
+            // SAFETY: the read into this slot has completed; the slot is nobody else's.
+            let rest = unsafe { self.arena.payload(slot, len - WRITE_HEADER) };
+            decide(&self.nodes, request, &[head, rest].concat())
+        } else {
+            decide(&self.nodes, request, head)
+        };
+        match decision {
+            Decision::Transfer(transfer) => self.begin(slot, transfer),
+            Decision::Errand(errand) => self.lend(slot, errand),
+            Decision::Silence => self.free.push(slot),
+            Decision::Status(errno) => self.answer_now(slot, errno, &[]),
+            Decision::Answer(body) => self.answer_now(slot, 0, &body),
+            Decision::Finish(node) => {
+                self.answer_now(slot, 0, &[]);
+                self.jobs.send(Job::Finish(node));
+            }
+        }
+    }
+
+    /// Answers what is not on the hot path.
+    fn answer_now(&mut self, slot: usize, errno: i32, body: &[u8]) {
+        answer(&self.device, self.slots[slot].unique, errno, body);
+        self.free.push(slot);
+    }
+
+    fn lend(&mut self, slot: usize, errand: Errand) {
+        self.lent += 1;
+        let home: Arc<dyn Home> = Arc::clone(&self.mailbox) as _;
+        let slot_lent = LentSlot { slot, arena: Arc::clone(&self.arena), home };
+        let (unique, device) = (self.slots[slot].unique, Arc::clone(&self.device));
+        self.jobs.send(Job::Errand { unique, device, errand, slot: slot_lent });
+    }
+
+    fn begin(&mut self, slot: usize, transfer: Transfer) {
+        let Transfer { direction, offset, len, .. } = transfer;
+        let mut extents = Extents::default();
+        let Some(token) = transfer.node.volume.begin_direct(direction, offset, len, &mut extents) else {
+            return self.lend(slot, Errand::Transfer(transfer));
+        };
+        let mut start = 0;
+        for extent in extents.as_slice() {
+            if extent.offset.is_none() {
+                // SAFETY: no operation is in flight on the slot yet, and it is nobody else's.
+                let payload = unsafe { self.arena.payload(slot, len as usize) };
+                payload[start..start + extent.len as usize].fill(0);
+            }
+            start += extent.len as usize;
+        }
+        let holes = extents.as_slice().iter().any(|extent| extent.offset.is_none());
+        let sound = start == len as usize && !(holes && direction == Direction::Write);
+        debug_assert!(sound, "a volume granted a {direction:?} of {len} bytes with {:?}", extents.as_slice());
+        let node = transfer.node;
+        let errno = if sound { 0 } else { libc::EIO };
+        let done = [0; EXTENTS_MAX];
+        self.slots[slot].moving = Some(Moving { node, token, direction, extents, done, pending: 0, errno, len });
+        if sound {
+            for extent in 0..extents.as_slice().len() {
+                if extents.as_slice()[extent].offset.is_some() {
+                    self.move_rest(slot, extent);
+                }
+            }
+        }
+        self.settle(slot);
+    }
+
+    /// Starts the transfer of what is left of an extent.
+    fn move_rest(&mut self, slot: usize, extent: usize) {
+        let Some(moving) = &mut self.slots[slot].moving else { return };
+        let list = moving.extents.as_slice();
+        let before: u32 = list[..extent].iter().map(|e| e.len).sum();
+        let done = moving.done[extent];
+        let Some(offset) = list[extent].offset else { return };
+        let offset = offset + u64::from(done);
+        let len = list[extent].len - done;
+        moving.pending += 1;
+        let fd = Fd(moving.node.volume.data_fd());
+        // SAFETY: the extents add up to at most the payload (checked in `begin`).
+        let at = unsafe { self.arena.pointer(slot).add((before + done) as usize) };
+        let buffer = u16::try_from(slot).expect("slots are few");
+        let entry = match (moving.direction, self.registered) {
+            (Direction::Read, true) => opcode::ReadFixed::new(fd, at, len, buffer).offset(offset).build(),
+            (Direction::Write, true) => opcode::WriteFixed::new(fd, at, len, buffer).offset(offset).build(),
+            (Direction::Read, false) => opcode::Read::new(fd, at, len).offset(offset).build(),
+            (Direction::Write, false) => opcode::Write::new(fd, at, len).offset(offset).build(),
+        };
+        self.in_flight += 1;
+        self.push(&entry, Event::Moved { slot, extent });
+    }
+
+    fn moved(&mut self, slot: usize, extent: usize, result: i32) {
+        let Some(moving) = &mut self.slots[slot].moving else { return };
+        moving.pending -= 1;
+        match u32::try_from(result) {
+            Ok(bytes) => {
+                moving.done[extent] += bytes;
+                if moving.done[extent] < moving.extents.as_slice()[extent].len {
+                    if bytes > 0 {
+                        return self.move_rest(slot, extent);
+                    }
+                    // The data file ends before a block that the pool gave out.
+                    moving.errno = libc::EIO;
+                }
+            }
+            Err(_) if matches!(-result, libc::EAGAIN | libc::EINTR) => return self.move_rest(slot, extent),
+            Err(_) => {
+                let (id, direction) = (moving.node.id, moving.direction);
+                tracing::error!("{direction:?} of device {id} below the pool failed: errno {}", -result);
+                moving.errno = if result == -libc::ENOSPC { libc::ENOSPC } else { libc::EIO };
+            }
+        }
+        self.settle(slot);
+    }
+
+    /// Ends a transfer whose last operation has completed, and answers it.
+    fn settle(&mut self, slot: usize) {
+        let place = &mut self.slots[slot];
+        let Some(moving) = place.moving.take_if(|moving| moving.pending == 0) else { return };
+        moving.node.volume.end_direct(moving.token);
+        let (errno, direction, len) = (moving.errno, moving.direction, moving.len);
+        // Before the answer: see the invariant of the table of files.
+        drop(moving);
+        let body = match direction {
+            _ if errno != 0 => 0,
+            Direction::Read => len as usize,
+            Direction::Write => place.answer_write.len(),
+        };
+        place.answer_header = out_header(place.unique, errno, body);
+        place.answer_write = answer_write(len);
+        place.answer_pieces = [
+            libc::iovec { iov_base: place.answer_header.as_mut_ptr().cast(), iov_len: OUT_HEADER },
+            libc::iovec {
+                iov_base: match direction {
+                    Direction::Read => self.arena.pointer(slot).cast(),
+                    Direction::Write => place.answer_write.as_mut_ptr().cast(),
+                },
+                iov_len: body,
+            },
+        ];
+        let pieces = place.answer_pieces.as_ptr();
+        let count = if body == 0 { 1 } else { 2 };
+        self.in_flight += 1;
+        self.answering += 1;
+        self.push(&opcode::Writev::new(DEVICE, pieces, count).build(), Event::Answered { slot });
+    }
+}
+
+/// A ring whose completions are handled only when its thread asks for them (Linux 6.1), else a plain one.
+fn build_ring() -> io::Result<IoUring> {
+    let fast = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(RING_ENTRIES);
+    match fast {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(RING_ENTRIES),
+        other => other,
+    }
+}

@@ -1,0 +1,91 @@
+//! Serves a connection: its event loops and their workers, as one value that ends them.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
+use std::thread::JoinHandle;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::export::fuse::mailbox::{LoopParts, Mailbox};
+use crate::export::fuse::node::Nodes;
+use crate::export::fuse::ring_loop::RingLoop;
+use crate::export::fuse::session::Session;
+use crate::export::fuse::thread_loop::ThreadLoop;
+use crate::export::fuse::workers::Workers;
+use crate::export::residency::shun_memory_pressure;
+
+/// The threads of one connection; ended and joined when dropped.
+pub(in crate::export) struct Serving {
+    loops: Vec<(Arc<Mailbox>, JoinHandle<()>)>,
+    /// After the loops: a loop ends only when its last errand is done.
+    workers: Workers,
+}
+
+impl Serving {
+    /// Starts one event loop for each descriptor of the connection.
+    pub(in crate::export) fn start(session: Session, nodes: &Arc<Nodes>, worker_threads: usize) -> Result<Self> {
+        let workers = Workers::start(worker_threads, Arc::clone(nodes))?;
+        let mut serving = Self { loops: Vec::new(), workers };
+        for (number, fd) in session.into_fds().into_iter().enumerate() {
+            let fail = |e: io::Error| Error::io("start an event loop of the exporter", e);
+            let mailbox = Arc::new(Mailbox::new().map_err(fail)?);
+            let parts = LoopParts {
+                device: Arc::new(fd),
+                nodes: Arc::clone(nodes),
+                jobs: serving.workers.sender(),
+                mailbox: Arc::clone(&mailbox),
+            };
+            let (started, start) = mpsc::channel();
+            let thread = std::thread::Builder::new()
+                .name(format!("pool-loop-{number}"))
+                .spawn(move || run_loop(parts, &started))
+                .map_err(fail)?;
+            serving.loops.push((mailbox, thread));
+            start
+                .recv()
+                .map_err(|_| Error::new(ErrorKind::Io, "start an event loop: it ended at once"))?
+                .map_err(fail)?;
+        }
+        Ok(serving)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        for (mailbox, _) in &self.loops {
+            mailbox.stop();
+        }
+        for (_, thread) in self.loops.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("an event loop of the exporter panicked");
+            }
+        }
+    }
+}
+
+/// The body of a loop's thread.
+fn run_loop(parts: LoopParts, started: &Sender<io::Result<()>>) {
+    shun_memory_pressure();
+    let plain = parts.clone();
+    let told = match RingLoop::new(parts) {
+        Ok(ring) => {
+            let told = started.send(Ok(()));
+            ring.run();
+            told
+        }
+        Err(error) => {
+            tracing::warn!("io_uring cannot be used ({error}): the export works, but slower");
+            match ThreadLoop::new(plain) {
+                Ok(threads) => {
+                    let told = started.send(Ok(()));
+                    threads.run();
+                    told
+                }
+                Err(error) => started.send(Err(error)),
+            }
+        }
+    };
+    if told.is_err() {
+        tracing::debug!("nobody waited for an event loop to start");
+    }
+}
