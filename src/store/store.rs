@@ -1,17 +1,105 @@
 //! The record of truth: snapshots, limbo, the pool's identity; one redb file.
+//!
+//! Readers take a [`Reader`] and never wait; writers hand a closure to [`Store::write`] and return when
+//! its changes are durable. Rooms above keep their own JSON records in tables of their own.
 
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::error::Result;
+use redb::{Database, ReadableDatabase, StorageBackend};
 
-/// The store; one process at a time.
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::codec;
+use crate::store::committer::Committer;
+use crate::store::redb_error::storage_error;
+use crate::store::rows::{Reader, Rows};
+use crate::store::schema::{META, META_SCHEMA, SCHEMA_VERSION};
+use crate::store::txn::Txn;
+
+/// Page cache of redb in bytes: some 30,000 records, instead of redb's default of 1 GiB.
+const CACHE_BYTES: usize = 32 << 20;
+
+/// The store; one process at a time. Clones share it.
+#[derive(Clone)]
 pub struct Store {
-    _private: (),
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    // Before `db`, so that the committer has stopped when redb closes the file.
+    committer: Committer,
+    db: Arc<Database>,
 }
 
 impl Store {
-    /// Opens or creates the file. Errors: `InUse` if another process has it, `Corrupt`.
-    pub fn open(_path: &Path) -> Result<Self> {
-        todo!()
+    /// Opens or creates the file (mode 0600). Errors: `InUse` if another process has it, `Corrupt`,
+    /// `Unsupported` if a newer build wrote it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let doing = format!("open the store {}", path.display());
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let file = file.map_err(|e| Error::io(doing.clone(), e))?;
+        let fresh = file.metadata().map_err(|e| Error::io(doing.clone(), e))?.len() == 0;
+        let db = Self::builder().create_file(file).map_err(|e| storage_error(&doing, e))?;
+        let store = Self::with_database(db).map_err(|e| e.doing(&doing))?;
+        if fresh {
+            // The name must survive a power cut as surely as what is in the file.
+            let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(doing, e))?;
+        }
+        Ok(store)
+    }
+
+    /// A store on another medium, for tests that cut its power.
+    pub fn with_backend(backend: impl StorageBackend) -> Result<Self> {
+        let db = Self::builder().create_with_backend(backend).map_err(|e| storage_error("open the store", e))?;
+        Self::with_database(db)
+    }
+
+    fn builder() -> redb::Builder {
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES);
+        builder
+    }
+
+    fn with_database(db: Database) -> Result<Self> {
+        let db = Arc::new(db);
+        let store = Self { inner: Arc::new(Inner { committer: Committer::start(db.clone())?, db }) };
+        let version = store.read()?.row(META, META_SCHEMA)?;
+        match version.map(|bytes| codec::decode::<u32>(&bytes)).transpose()? {
+            None => store.write(|txn| {
+                txn.put(META, META_SCHEMA, codec::encode(&SCHEMA_VERSION)?);
+                Ok(())
+            })?,
+            Some(SCHEMA_VERSION) => {}
+            Some(version) => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("the store has layout {version}; this build knows {SCHEMA_VERSION}"),
+                )
+                .advise("use the build that wrote it, or a newer one"));
+            }
+        }
+        Ok(store)
+    }
+
+    /// The store as it is at this moment.
+    pub fn read(&self) -> Result<Reader> {
+        let txn = self.inner.db.begin_read().map_err(|e| storage_error("read the store", e))?;
+        Ok(Reader::new(txn))
+    }
+
+    /// Runs `closure` in a transaction, alone and as a whole: returns when its changes are durable; if it
+    /// fails, nothing has changed. It may be committed together with others' changes.
+    pub fn write<T, F>(&self, closure: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Txn<'_>) -> Result<T> + Send + 'static,
+    {
+        self.inner.committer.submit(closure)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! Lets many writers share one durable commit.
+//!
+//! One thread owns the write side of redb. It takes whatever jobs have gathered while the last commit
+//! was being flushed, runs them one after the other inside one transaction, commits it, and only then
+//! answers: 200 callers pay for a handful of flushes. A job's answer waits for the commit even if the
+//! job failed, because what it saw may have been a neighbour's uncommitted change.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use redb::Database;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::redb_error::storage_error;
+use crate::store::txn::Txn;
+
+/// Most jobs in one commit; bounds how long the first of them waits.
+const BATCH_MAX: usize = 256;
+/// Most jobs that wait; more callers block in `submit`.
+const QUEUE_MAX: usize = 1024;
+
+/// Why a commit failed, in a form that every job of the batch can be told.
+type Outcome = std::result::Result<bool, (ErrorKind, String)>;
+
+trait Job: Send {
+    /// Runs the closure and lays its changes into the batch if it succeeded. True if anything changed.
+    fn run(&mut self, batch: &redb::WriteTransaction) -> Result<bool>;
+    /// Tells the caller.
+    fn answer(self: Box<Self>, outcome: &Outcome);
+}
+
+struct Call<F, T> {
+    closure: Option<F>,
+    result: Option<Result<T>>,
+    reply: SyncSender<Result<T>>,
+}
+
+impl<F, T> Job for Call<F, T>
+where
+    F: FnOnce(&mut Txn<'_>) -> Result<T> + Send,
+    T: Send,
+{
+    fn run(&mut self, batch: &redb::WriteTransaction) -> Result<bool> {
+        let Some(closure) = self.closure.take() else { return Ok(false) };
+        let mut txn = Txn::new(batch);
+        // A panicking closure is one caller's defect: the others' commits must go on.
+        let result = catch_unwind(AssertUnwindSafe(|| closure(&mut txn))).unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Internal, "change the store: the change panicked; see the log"))
+        });
+        let changed = match &result {
+            Ok(_) => txn.apply(),
+            Err(_) => Ok(false),
+        };
+        self.result = Some(result);
+        changed
+    }
+
+    fn answer(self: Box<Self>, outcome: &Outcome) {
+        let answer = match (outcome, self.result) {
+            (Ok(_), Some(result)) => result,
+            (Ok(_), None) => Err(Error::new(ErrorKind::Internal, "change the store: the change did not run")),
+            (Err((kind, text)), _) => Err(Error::new(*kind, text.clone())),
+        };
+        // The caller waits for exactly this; if it is gone (a panic up there), nobody misses the answer.
+        drop(self.reply.send(answer));
+    }
+}
+
+/// The write side of a store: a queue and the thread behind it.
+pub(crate) struct Committer {
+    jobs: Option<SyncSender<Box<dyn Job>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Committer {
+    pub(crate) fn start(db: Arc<Database>) -> Result<Self> {
+        let (jobs, queue) = sync_channel(QUEUE_MAX);
+        let thread = std::thread::Builder::new()
+            .name("store-committer".into())
+            .spawn(move || commit_batches(&db, &queue))
+            .map_err(|e| Error::io("start the thread that commits the store", e))?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    /// Runs `closure` in a transaction; returns when its changes are durable.
+    pub(crate) fn submit<T, F>(&self, closure: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Txn<'_>) -> Result<T> + Send + 'static,
+    {
+        let stopped = || Error::new(ErrorKind::Unavailable, "change the store: its committer has stopped");
+        let (reply, answer) = sync_channel(1);
+        let job = Box::new(Call { closure: Some(closure), result: None, reply });
+        self.jobs.as_ref().ok_or_else(stopped)?.send(job).map_err(|_| stopped())?;
+        answer.recv().map_err(|_| stopped())?
+    }
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that commits the store panicked");
+        }
+    }
+}
+
+fn commit_batches(db: &Database, queue: &Receiver<Box<dyn Job>>) {
+    while let Ok(first) = queue.recv() {
+        let mut batch = vec![first];
+        while batch.len() < BATCH_MAX {
+            match queue.try_recv() {
+                Ok(job) => batch.push(job),
+                Err(_) => break,
+            }
+        }
+        let outcome = commit(db, &mut batch).map_err(|e| (e.kind(), e.to_string()));
+        for job in batch {
+            job.answer(&outcome);
+        }
+    }
+}
+
+fn commit(db: &Database, batch: &mut [Box<dyn Job>]) -> Result<bool> {
+    let txn = db.begin_write().map_err(|e| storage_error("begin a transaction of the store", e))?;
+    let mut changed = false;
+    for job in batch {
+        changed |= job.run(&txn)?;
+    }
+    if changed {
+        txn.commit().map_err(|e| storage_error("commit the store", e))?;
+    } else {
+        txn.abort().map_err(|e| storage_error("end a transaction of the store", e))?;
+    }
+    Ok(changed)
+}
