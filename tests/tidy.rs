@@ -230,3 +230,108 @@ fn nothing_of_the_workbench_is_left_in_the_house() {
     }
     assert_none("clear the workbench:", &failures);
 }
+
+#[test]
+fn the_architecture_document_names_every_room() {
+    let document = fs::read_to_string(top().join("docs/architecture.md")).unwrap();
+    let mut failures = Vec::new();
+    for house in ["src", "pool/src"] {
+        for entry in fs::read_dir(top().join(house)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let room = name.trim_end_matches(".rs");
+            if room != "lib" && !document.contains(&format!("| `{room}")) {
+                failures.push(format!("{house}/{name}"));
+            }
+        }
+        let rooms = document.lines().filter(|line| line.starts_with("| ") && line.contains(" | `"));
+        for room in rooms.filter_map(|line| line.split('`').nth(1)).map(|room| room.trim_end_matches('/')) {
+            let there = ["src", "pool/src"].iter().any(|house| {
+                top().join(house).join(room).is_dir() || top().join(house).join(format!("{room}.rs")).is_file()
+            });
+            if !there {
+                failures.push(format!("docs/architecture.md names `{room}`, which is not there"));
+            }
+        }
+    }
+    failures.dedup();
+    assert_none("the code map has a line for each room and no other:", &failures);
+}
+
+#[test]
+fn every_command_in_the_documents_exists() {
+    let makefile = fs::read_to_string(top().join("Makefile")).unwrap();
+    let targets: BTreeSet<&str> = makefile
+        .lines()
+        .filter(|line| !line.starts_with(['\t', '#', '.']))
+        .filter_map(|line| line.split_once(':').map(|(target, _)| target))
+        .collect();
+    let mut failures = Vec::new();
+    for document in paths(".", "md") {
+        let text = fs::read_to_string(top().join(&document)).unwrap();
+        for (n, line) in text.lines().enumerate() {
+            let place = format!("{}:{}", document.display(), n + 1);
+            let trimmed = line.trim_start_matches([' ', '`', '$', '|']);
+            let quoted = line.split('`').skip(1).step_by(2);
+            for command in quoted.chain(line.starts_with("    ").then_some(trimmed)) {
+                let words: Vec<&str> =
+                    command.split_whitespace().take_while(|word| !word.starts_with(['#', '|'])).collect();
+                match words.first() {
+                    Some(&"make") => {
+                        for target in words[1..].iter().filter(|word| !word.contains('=')) {
+                            if !targets.contains(target) {
+                                failures.push(format!("{place}: the Makefile has no target `{target}`"));
+                            }
+                        }
+                    }
+                    Some(&"thinsnap") if words.len() > 1 => {
+                        if let Err(reason) = understood(&words[1..]) {
+                            failures.push(format!("{place}: `{command}`: {reason}"));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    assert_none("a document names a command that does not exist:", &failures);
+}
+
+/// Asks the program itself for help on a command; its options must be named there.
+fn understood(words: &[&str]) -> Result<(), String> {
+    let nouns: Vec<&str> = words
+        .iter()
+        .take_while(|word| {
+            word.len() > 1 && word.chars().all(|c| c.is_ascii_lowercase() || c == '-') && !word.starts_with('-')
+        })
+        .take(2)
+        .copied()
+        .collect();
+    if nouns.is_empty() {
+        return Ok(());
+    }
+    let help = |nouns: &[&str]| {
+        let out =
+            std::process::Command::new(env!("CARGO_BIN_EXE_thinsnap")).args(nouns).arg("--help").output().unwrap();
+        (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    // The second word may be an argument (`serve`), so one that fails is tried without it.
+    let (mut known, mut text) = help(&nouns);
+    if !known && nouns.len() == 2 {
+        let (one_known, one_text) = help(&nouns[..1]);
+        if one_text.contains("Commands:") {
+            return Err(format!("there is no `{}`", nouns.join(" ")));
+        }
+        (known, text) = (one_known, one_text);
+    }
+    if !known {
+        return Err(format!("there is no `{}`", nouns.join(" ")));
+    }
+    match words
+        .iter()
+        .filter(|word| word.starts_with("--"))
+        .find(|option| !text.contains(option.split('=').next().unwrap_or(option).trim_end_matches([',', ']'])))
+    {
+        Some(option) => Err(format!("`{}` has no option `{option}`", nouns.join(" "))),
+        None => Ok(()),
+    }
+}
