@@ -34,6 +34,20 @@ fn assert_none(what: &str, failures: &[String]) {
     assert!(failures.is_empty(), "{what}\n  {}\n", failures.join("\n  "));
 }
 
+/// The length of a body that begins with its opening brace.
+fn body_len(code: &str) -> usize {
+    let mut depth = 0_usize;
+    let end = code.char_indices().find_map(|(n, c)| {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        (depth == 0).then_some(n + 1)
+    });
+    end.unwrap_or(code.len())
+}
+
 /// `code` with the bodies of `#[cfg(test)] mod … { }` taken out.
 fn without_inner_tests(code: &str) -> String {
     let mut rest = code;
@@ -47,17 +61,8 @@ fn without_inner_tests(code: &str) -> String {
             rest = &rest[at + 1..];
             continue;
         };
-        let mut depth = 0_usize;
-        let close = after[open..].char_indices().find_map(|(n, c)| {
-            match c {
-                '{' => depth += 1,
-                '}' => depth -= 1,
-                _ => {}
-            }
-            (depth == 0).then_some(open + n + 1)
-        });
         out.push_str(&rest[..at]);
-        rest = &after[close.unwrap_or(after.len())..];
+        rest = &after[open + body_len(&after[open..])..];
     }
     out + rest
 }
@@ -121,12 +126,20 @@ fn children(file: &SourceFile, is_root: bool) -> Vec<PathBuf> {
     let dir = file.path.parent().unwrap();
     let own = if is_root || file.path.ends_with("mod.rs") { dir.to_owned() } else { file.path.with_extension("") };
     let mut found = Vec::new();
+    // Modules with a body here, around the place that is looked at: (name, end of the body).
+    let mut around: Vec<(&str, usize)> = Vec::new();
     for at in find_word(&file.code, "mod") {
         let rest = file.code[at + 3..].trim_start();
         let name = &rest[..rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len())];
-        if rest[name.len()..].trim_start().starts_with(';') {
-            found.push(own.join(format!("{name}.rs")));
-            found.push(own.join(name).join("mod.rs"));
+        let after = rest[name.len()..].trim_start();
+        around.retain(|(_, end)| at < *end);
+        if after.starts_with(';') {
+            let dir = around.iter().fold(own.clone(), |dir, (outer, _)| dir.join(outer));
+            found.push(dir.join(format!("{name}.rs")));
+            found.push(dir.join(name).join("mod.rs"));
+        } else if after.starts_with('{') {
+            let open = file.code.len() - after.len();
+            around.push((name, open + body_len(after)));
         }
     }
     for at in file.text.match_indices("#[path = \"").map(|(at, _)| at) {
