@@ -1,5 +1,8 @@
 //! The tidiness of the house: first lines, file sizes, names, dead files, leftovers of the workbench.
 
+// All of this is test code, helpers too: clippy lets tests unwrap.
+#![cfg(test)]
+
 #[path = "house/source.rs"]
 mod source;
 
@@ -34,6 +37,20 @@ fn assert_none(what: &str, failures: &[String]) {
     assert!(failures.is_empty(), "{what}\n  {}\n", failures.join("\n  "));
 }
 
+/// The length of a body that begins with its opening brace.
+fn body_len(code: &str) -> usize {
+    let mut depth = 0_usize;
+    let end = code.char_indices().find_map(|(n, c)| {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        (depth == 0).then_some(n + 1)
+    });
+    end.unwrap_or(code.len())
+}
+
 /// `code` with the bodies of `#[cfg(test)] mod … { }` taken out.
 fn without_inner_tests(code: &str) -> String {
     let mut rest = code;
@@ -47,17 +64,8 @@ fn without_inner_tests(code: &str) -> String {
             rest = &rest[at + 1..];
             continue;
         };
-        let mut depth = 0_usize;
-        let close = after[open..].char_indices().find_map(|(n, c)| {
-            match c {
-                '{' => depth += 1,
-                '}' => depth -= 1,
-                _ => {}
-            }
-            (depth == 0).then_some(open + n + 1)
-        });
         out.push_str(&rest[..at]);
-        rest = &after[close.unwrap_or(after.len())..];
+        rest = &after[open + body_len(&after[open..])..];
     }
     out + rest
 }
@@ -121,12 +129,20 @@ fn children(file: &SourceFile, is_root: bool) -> Vec<PathBuf> {
     let dir = file.path.parent().unwrap();
     let own = if is_root || file.path.ends_with("mod.rs") { dir.to_owned() } else { file.path.with_extension("") };
     let mut found = Vec::new();
+    // Modules with a body here, around the place that is looked at: (name, end of the body).
+    let mut around: Vec<(&str, usize)> = Vec::new();
     for at in find_word(&file.code, "mod") {
         let rest = file.code[at + 3..].trim_start();
         let name = &rest[..rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len())];
-        if rest[name.len()..].trim_start().starts_with(';') {
-            found.push(own.join(format!("{name}.rs")));
-            found.push(own.join(name).join("mod.rs"));
+        let after = rest[name.len()..].trim_start();
+        around.retain(|(_, end)| at < *end);
+        if after.starts_with(';') {
+            let dir = around.iter().fold(own.clone(), |dir, (outer, _)| dir.join(outer));
+            found.push(dir.join(format!("{name}.rs")));
+            found.push(dir.join(name).join("mod.rs"));
+        } else if after.starts_with('{') {
+            let open = file.code.len() - after.len();
+            around.push((name, open + body_len(after)));
         }
     }
     for at in file.text.match_indices("#[path = \"").map(|(at, _)| at) {
@@ -213,7 +229,7 @@ fn nothing_of_the_workbench_is_left_in_the_house() {
                 for marker in ["TODO", "FIXME", "XXX"] {
                     let bare = find_word(line, marker).into_iter().any(|at| {
                         let rest = &line[at + marker.len()..];
-                        !(rest.starts_with('(') && rest.contains('#')) && !path.ends_with("tidy.rs")
+                        !(path.ends_with("tidy.rs") || rest.starts_with('(') && rest.contains('#'))
                     });
                     if bare {
                         failures.push(format!("{}:{}: {marker} without name and issue", path.display(), n + 1));
@@ -229,4 +245,109 @@ fn nothing_of_the_workbench_is_left_in_the_house() {
         }
     }
     assert_none("clear the workbench:", &failures);
+}
+
+#[test]
+fn the_architecture_document_names_every_room() {
+    let document = fs::read_to_string(top().join("docs/architecture.md")).unwrap();
+    let mut failures = Vec::new();
+    for house in ["src", "pool/src"] {
+        for entry in fs::read_dir(top().join(house)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let room = name.trim_end_matches(".rs");
+            if room != "lib" && !document.contains(&format!("| `{room}")) {
+                failures.push(format!("{house}/{name}"));
+            }
+        }
+        let rooms = document.lines().filter(|line| line.starts_with("| ") && line.contains(" | `"));
+        for room in rooms.filter_map(|line| line.split('`').nth(1)).map(|room| room.trim_end_matches('/')) {
+            let there = ["src", "pool/src"].iter().any(|house| {
+                top().join(house).join(room).is_dir() || top().join(house).join(format!("{room}.rs")).is_file()
+            });
+            if !there {
+                failures.push(format!("docs/architecture.md names `{room}`, which is not there"));
+            }
+        }
+    }
+    failures.dedup();
+    assert_none("the code map has a line for each room and no other:", &failures);
+}
+
+#[test]
+fn every_command_in_the_documents_exists() {
+    let makefile = fs::read_to_string(top().join("Makefile")).unwrap();
+    let targets: BTreeSet<&str> = makefile
+        .lines()
+        .filter(|line| !line.starts_with(['\t', '#', '.']))
+        .filter_map(|line| line.split_once(':').map(|(target, _)| target))
+        .collect();
+    let mut failures = Vec::new();
+    for document in paths(".", "md") {
+        let text = fs::read_to_string(top().join(&document)).unwrap();
+        for (n, line) in text.lines().enumerate() {
+            let place = format!("{}:{}", document.display(), n + 1);
+            let trimmed = line.trim_start_matches([' ', '`', '$', '|']);
+            let quoted = line.split('`').skip(1).step_by(2);
+            for command in quoted.chain(line.starts_with("    ").then_some(trimmed)) {
+                let words: Vec<&str> =
+                    command.split_whitespace().take_while(|word| !word.starts_with(['#', '|'])).collect();
+                match words.first() {
+                    Some(&"make") => {
+                        for target in words[1..].iter().filter(|word| !word.contains('=')) {
+                            if !targets.contains(target) {
+                                failures.push(format!("{place}: the Makefile has no target `{target}`"));
+                            }
+                        }
+                    }
+                    Some(&"thinsnap") if words.len() > 1 => {
+                        if let Err(reason) = understood(&words[1..]) {
+                            failures.push(format!("{place}: `{command}`: {reason}"));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    assert_none("a document names a command that does not exist:", &failures);
+}
+
+/// Asks the program itself for help on a command; its options must be named there.
+fn understood(words: &[&str]) -> Result<(), String> {
+    let nouns: Vec<&str> = words
+        .iter()
+        .take_while(|word| {
+            word.len() > 1 && word.chars().all(|c| c.is_ascii_lowercase() || c == '-') && !word.starts_with('-')
+        })
+        .take(2)
+        .copied()
+        .collect();
+    if nouns.is_empty() {
+        return Ok(());
+    }
+    let help = |nouns: &[&str]| {
+        let out =
+            std::process::Command::new(env!("CARGO_BIN_EXE_thinsnap")).args(nouns).arg("--help").output().unwrap();
+        (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    // The second word may be an argument (`serve`), so one that fails is tried without it.
+    let (mut known, mut text) = help(&nouns);
+    if !known && nouns.len() == 2 {
+        let (one_known, one_text) = help(&nouns[..1]);
+        if one_text.contains("Commands:") {
+            return Err(format!("there is no `{}`", nouns.join(" ")));
+        }
+        (known, text) = (one_known, one_text);
+    }
+    if !known {
+        return Err(format!("there is no `{}`", nouns.join(" ")));
+    }
+    match words
+        .iter()
+        .filter(|word| word.starts_with("--"))
+        .find(|option| !text.contains(option.split('=').next().unwrap_or(option).trim_end_matches([',', ']'])))
+    {
+        Some(option) => Err(format!("`{}` has no option `{option}`", nouns.join(" "))),
+        None => Ok(()),
+    }
 }

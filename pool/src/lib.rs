@@ -11,6 +11,9 @@ mod units;
 
 pub use device::{BlockDevice, CutImage, FileDevice, MemoryDevice, PowerCutDevice, PowerSupply};
 pub use error::{Error, ErrorKind, Result};
+pub use export::{
+    DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, FuseExporter, FuseOptions, Volume, keep_resident,
+};
 pub use format::Mapping;
 pub use host::{ConnectOptions, HostClient, HostInfo, HostOptions, SpawnOptions, StopOutcome, connect_or_spawn};
 pub use meta::{DataRun, DeviceDetails, FormatOptions, Frozen, MappedRun, Metadata, OpenMode, SpaceCounts};

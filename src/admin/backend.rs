@@ -62,9 +62,9 @@ impl Backend {
         let store = Store::open(&config.root.join("store.redb"))?;
         private_dir(&config.run_dir)?;
         let host = Arc::new(connect_or_spawn(&spawn_options(config, &files)?)?);
-        let snapshotter = Snapshotter::open(Arc::clone(&host) as _, store, config.snapshotter.clone())?;
-        let images = Images::open(Arc::clone(&snapshotter), &config.root.join("work"))?;
-        let containers = Containers::new(Arc::clone(&snapshotter));
+        let snapshotter = Snapshotter::open(Arc::clone(&host) as _, store.clone(), config.snapshotter.clone())?;
+        let images = Images::open(Arc::clone(&snapshotter), store.clone(), &config.root.join("work"))?;
+        let containers = Containers::new(Arc::clone(&snapshotter), store);
         Ok(Self { root: config.root.clone(), host, snapshotter, images, containers })
     }
 

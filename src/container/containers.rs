@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::container::record::{Container, ContainerName};
 use crate::error::Result;
 use crate::snapshotter::Snapshotter;
+use crate::store::Store;
 
 /// What a container is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,9 +25,9 @@ pub struct Containers {
 }
 
 impl Containers {
-    /// The containers whose records stand in the snapshotter's store.
+    /// The containers whose records stand in `store`, the snapshotter's.
     #[must_use]
-    pub fn new(_snapshotter: Arc<Snapshotter>) -> Self {
+    pub fn new(_snapshotter: Arc<Snapshotter>, _store: Store) -> Self {
         todo!()
     }
 

@@ -9,6 +9,7 @@ use crate::image::platform::Platform;
 use crate::image::progress::ProgressFn;
 use crate::image::record::ImageRecord;
 use crate::snapshotter::Snapshotter;
+use crate::store::Store;
 
 /// What to import.
 #[derive(Debug, Clone)]
@@ -53,9 +54,9 @@ pub struct Images {
 }
 
 impl Images {
-    /// `work_dir` is a directory of ours for temporary files and mounts; it is made if it is not there. What an import
+    /// `store` is the snapshotter's, where the records are kept. `work_dir` is a directory of ours for temporary files and mounts; it is made if it is not there. What an import
     /// left behind that died with its process is removed.
-    pub fn open(_snapshotter: Arc<Snapshotter>, _work_dir: &Path) -> Result<Self> {
+    pub fn open(_snapshotter: Arc<Snapshotter>, _store: Store, _work_dir: &Path) -> Result<Self> {
         todo!()
     }
 

@@ -1,7 +1,16 @@
 //! Images: archives of others taken apart, checked, and laid down as chains of thin snapshots.
 mod apply;
+mod archive;
+mod blob;
+mod compression;
+mod digest;
+mod docker;
+mod files;
 mod images;
+mod layer;
 mod limits;
+mod oci;
+mod plan;
 mod platform;
 mod progress;
 mod record;
