@@ -1,0 +1,10 @@
+//! The service: from a configuration to open sockets, and back down in good order.
+mod health;
+mod log;
+mod notify;
+mod pool_host;
+mod run;
+mod socket;
+
+pub use pool_host::pool_host;
+pub use run::run;
