@@ -34,7 +34,7 @@ pub(crate) use examples;
     arg_required_else_help = true,
     after_help = examples!(
         "thinsnap serve --root /var/lib/thinsnap --size 100G",
-        "thinsnap image import debian.tar --name debian:12 && thinsnap container create web --image debian:12",
+        "thinsnap container create web --image debian:12",
     )
 )]
 pub struct Cli {
@@ -105,24 +105,4 @@ pub enum Command {
     /// Say what this machine can do, what is missing, and how to fix it
     #[command(after_help = examples!("thinsnap doctor", "thinsnap doctor --containerd-config"))]
     Doctor(DoctorArgs),
-    /// Serve one pool's devices (started by the service itself)
-    #[command(hide = true, after_help = examples!(
-        "thinsnap pool-host --data DIR/pool/data --metadata DIR/pool/metadata --run-dir /run/thinsnap/x",
-        "thinsnap serve --root DIR   (starts the pool-host that it needs)",
-    ))]
-    PoolHost(PoolHostArgs),
-}
-
-/// What the service tells the pool-host that it starts.
-#[derive(Debug, Clone, Args)]
-pub struct PoolHostArgs {
-    /// The pool's data file or device
-    #[arg(long, value_name = "PATH")]
-    pub data: PathBuf,
-    /// The pool's metadata file or device
-    #[arg(long, value_name = "PATH")]
-    pub metadata: PathBuf,
-    /// Directory for the socket, the lock and the exports
-    #[arg(long, value_name = "DIR")]
-    pub run_dir: PathBuf,
 }

@@ -119,6 +119,7 @@ pub(crate) fn run(verb: ContainerVerb, global: &Global, output: Output) -> Resul
 
 fn row(container: &api::Container) -> [String; 4] {
     let from = container.image.as_ref().or(container.parent.as_ref()).map_or("-", String::as_str);
-    let mounted = if container.mounted_at.is_empty() { "-".to_owned() } else { clean(&container.mounted_at.join(", ")) };
+    let mounted =
+        if container.mounted_at.is_empty() { "-".to_owned() } else { clean(&container.mounted_at.join(", ")) };
     [clean(&container.name), clean(from), time(&container.created_at), mounted]
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use thinsnap_pool::ByteCount;
 
-use crate::cli::args::{Global, examples};
+use crate::cli::args::Global;
 use crate::cli::output::{Output, write_stdout};
 use crate::cli::render::{clean, size};
 use crate::cli::session::with_service;
@@ -247,7 +247,8 @@ fn free_space(root: &Path) -> Check {
             let free = u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size()));
             let found = format!("{} free in {}", size(free), dir.display());
             if free < FREE_SPACE_LOW {
-                let fix = format!("free some, or choose another --root: pools like {} and more", ByteCount(FREE_SPACE_LOW));
+                let fix =
+                    format!("free some, or choose another --root: pools like {} and more", ByteCount(FREE_SPACE_LOW));
                 Check::warning("space", found, fix)
             } else {
                 Check::ok("space", found)
@@ -262,7 +263,9 @@ fn containerd() -> Check {
     let file = Path::new("/etc/containerd/config.toml");
     let fix = "thinsnap doctor --containerd-config >> /etc/containerd/config.toml, then restart containerd";
     match std::fs::read_to_string(file) {
-        Ok(text) if text.contains("proxy_plugins.thinsnap") => Check::ok(NAME, "configured in /etc/containerd/config.toml"),
+        Ok(text) if text.contains("proxy_plugins.thinsnap") => {
+            Check::ok(NAME, "configured in /etc/containerd/config.toml")
+        }
         Ok(_) => Check::warning(NAME, "/etc/containerd/config.toml does not name thinsnap", fix),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             Check::warning(NAME, "no /etc/containerd/config.toml", fix)

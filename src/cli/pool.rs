@@ -141,7 +141,10 @@ mod tests {
             advice: Some("thinsnap pool check".into()),
             ..status()
         });
-        assert!(text.lines().next().is_some_and(|line| line.contains("READ ONLY, the pool accepts no changes")), "{text}");
+        assert!(
+            text.lines().next().is_some_and(|line| line.contains("READ ONLY, the pool accepts no changes")),
+            "{text}"
+        );
         assert_eq!(text.lines().last(), Some("try         thinsnap pool check"));
     }
 }

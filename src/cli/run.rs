@@ -3,7 +3,7 @@
 use crate::cli::args::{Cli, Command};
 use crate::cli::output::Output;
 use crate::cli::{container, doctor, image, pool, snapshot};
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::serve;
 
 /// Runs a command; its answer goes to stdout. The error's kind tells the exit status.
@@ -17,6 +17,5 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Image(verb) => image::run(verb, &global, output),
         Command::Container(verb) => container::run(verb, &global, output),
         Command::Doctor(args) => doctor::run(&args, &global, output),
-        Command::PoolHost(args) => serve::pool_host(&args.data, &args.metadata, &args.run_dir),
     }
 }

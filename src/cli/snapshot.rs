@@ -184,12 +184,13 @@ pub(crate) fn run(verb: SnapshotVerb, global: &Global, output: Output) -> Result
             output.answer(&removed, |removed| format!("removed {}", clean(&removed.removed)))
         }
         SnapshotVerb::Mount { name, at } => {
-            let at = at
-                .canonicalize()
-                .map_err(|error| Error::io(format!("find the directory {}", at.display()), error))?;
+            let at =
+                at.canonicalize().map_err(|error| Error::io(format!("find the directory {}", at.display()), error))?;
             // Mounted while the connection lives: the device's pool-host sees an opener before the command ends.
             let mounted = with_mounts(&target, space, name, |mounts| mount_here::mount(mounts, &at))?;
-            output.answer(&mounted, |mounted| format!("mounted {} on {}", clean(&mounted.source), clean(&mounted.at.join(", "))))
+            output.answer(&mounted, |mounted| {
+                format!("mounted {} on {}", clean(&mounted.source), clean(&mounted.at.join(", ")))
+            })
         }
         SnapshotVerb::Unmount(NameArg { name }) => {
             let unmounted = with_mounts(&target, space, name, mount_here::unmount)?;

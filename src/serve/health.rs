@@ -7,9 +7,9 @@ use thinsnap_pool::PoolMode;
 use tokio::time::MissedTickBehavior;
 use tonic_health::server::HealthReporter;
 
+use crate::admin::AdminService;
 use crate::admin::Backend;
 use crate::admin::api::admin_server::AdminServer;
-use crate::admin::AdminService;
 use crate::grpc::SnapshotsService;
 use crate::grpc::snapshots_api::snapshots_server::SnapshotsServer;
 

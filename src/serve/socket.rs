@@ -109,8 +109,11 @@ fn make_room(path: &Path) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(Error::io(doing(), error)),
         Ok(meta) if !meta.file_type().is_socket() => {
-            return Err(Error::new(ErrorKind::AlreadyExists, format!("{}: there is a file, and it is no socket", doing()))
-                .advise("remove the file, or choose another --socket"));
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("{}: there is a file, and it is no socket", doing()),
+            )
+            .advise("remove the file, or choose another --socket"));
         }
         Ok(_) => {}
     }
