@@ -1,22 +1,25 @@
 //! A thin pool in dm-thin's on-disk format: devices that share blocks, snapshots, copy-on-write, exports.
 mod device;
+mod embedded;
 mod error;
 mod export;
 mod format;
 mod host;
 mod meta;
+mod open;
 mod status;
 mod thin_pool;
 mod units;
 
 pub use device::{BlockDevice, CutImage, FileDevice, MemoryDevice, PowerCutDevice, PowerSupply};
+pub use embedded::EmbeddedPool;
 pub use error::{Error, ErrorKind, Result};
 pub use export::{
     DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, FuseExporter, FuseOptions, Volume, keep_resident,
 };
-pub use format::Mapping;
 pub use host::{ConnectOptions, HostClient, HostInfo, HostOptions, SpawnOptions, StopOutcome, connect_or_spawn};
-pub use meta::{DataRun, DeviceDetails, FormatOptions, Frozen, MappedRun, Metadata, OpenMode, SpaceCounts};
+pub use meta::{FormatOptions, Metadata, OpenMode};
+pub use open::{CreateOptions, PoolPaths, create, open_embedded};
 pub use status::{ChangedRange, DeviceUsage, PoolMode, PoolStatus, Space};
 pub use thin_pool::{Access, ThinPool};
 pub use units::{BlockSize, ByteCount, DataBlock, DeviceId, MetaBlock, VirtualBlock};

@@ -34,6 +34,11 @@ pub trait BlockDevice: Send + Sync {
     fn grow(&self, size: u64) -> Result<()> {
         Err(Error::new(ErrorKind::Unsupported, format!("grow a device that cannot change its size to {size} bytes")))
     }
+    /// Takes room below for the whole device, so that no later write meets a full file system. What has it
+    /// already, or cannot do it, is left as it is. Errors: `OutOfDataSpace`.
+    fn preallocate(&self) -> Result<()> {
+        Ok(())
+    }
     /// The descriptor for direct I/O at the same offsets, if the device is a file or a disk.
     fn raw_fd(&self) -> Option<RawFd> {
         None

@@ -90,18 +90,6 @@ impl FileDevice {
         self.kind == Kind::Disk
     }
 
-    /// Takes room below for the whole device, so that no later write meets a full file system. A disk has
-    /// it already; a file system that cannot do it is left as it is. Errors: `OutOfDataSpace`.
-    pub fn preallocate(&self) -> Result<()> {
-        if self.kind == Kind::Disk {
-            return Ok(());
-        }
-        match fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, signed(self.size())?) {
-            Ok(()) | Err(nix::errno::Errno::EOPNOTSUPP) => Ok(()),
-            Err(e) => Err(self.error("take room for", 0, self.size(), e.into())),
-        }
-    }
-
     /// Makes the file itself durable: its size, its blocks, its name's inode.
     pub fn sync_all(&self) -> Result<()> {
         self.file.sync_all().map_err(|e| Error::io(format!("sync {}", self.path.display()), e))
@@ -246,7 +234,7 @@ impl FileDevice {
         match fallocate(&self.file, flags, signed(offset)?, signed(len)?) {
             Ok(()) => Ok(true),
             Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOSYS) => Ok(false),
-            Err(e) => Err(self.error("zero or punch", offset, len, e.into())),
+            Err(e) => Err(self.error("take or give back room in", offset, len, e.into())),
         }
     }
 }
@@ -350,6 +338,13 @@ impl BlockDevice for FileDevice {
         let below = self.size_below().map_err(|e| Error::io(&doing, e))?;
         self.size.store(below, Ordering::Release);
         Ok(())
+    }
+
+    fn preallocate(&self) -> Result<()> {
+        if self.kind == Kind::Disk {
+            return Ok(());
+        }
+        self.allocate(FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, self.size()).map(|_| ())
     }
 
     fn raw_fd(&self) -> Option<RawFd> {

@@ -7,6 +7,7 @@ mod power_cut;
 mod sys;
 
 pub use block_device::BlockDevice;
+pub(crate) use block_device::check_range;
 pub(crate) use buffer::AlignedBuffer;
 pub use file::FileDevice;
 pub use memory::MemoryDevice;

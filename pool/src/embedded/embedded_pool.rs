@@ -1,0 +1,357 @@
+//! The embedded engine as a [`ThinPool`]: one verb a function, each durable when it returns.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::device::BlockDevice;
+use crate::embedded::backing::Backing;
+use crate::embedded::claims::Claims;
+use crate::embedded::volume::ThinVolume;
+use crate::embedded::{committer, reclaim};
+use crate::error::{Error, ErrorKind, Result};
+use crate::export::Exporter;
+use crate::meta::Metadata;
+use crate::status::{ChangedRange, DeviceUsage, PoolStatus, Space};
+use crate::thin_pool::{Access, ThinPool};
+use crate::units::{ByteCount, DeviceId, METADATA_BLOCK_SIZE, METADATA_BLOCKS_MAX};
+
+/// Leaves of a deleted device that go at once: about 16,000 mappings, a few milliseconds under the mutex.
+const DELETE_LEAVES: usize = 64;
+/// Steps of a deletion between two commits: what they free is handed out again, and the old copies of what
+/// they change do not fill the metadata.
+const DELETE_STEPS_PER_COMMIT: usize = 16;
+
+/// An active device.
+struct Active {
+    volume: Arc<ThinVolume>,
+    /// It was deactivated and waits for its last opener.
+    leaving: bool,
+}
+
+/// Joined by the pool that started them.
+struct Threads {
+    committer: JoinHandle<()>,
+    reclaimer: JoinHandle<()>,
+}
+
+/// A pool whose blocks this process moves.
+pub struct EmbeddedPool {
+    backing: Arc<Backing>,
+    exporter: Arc<dyn Exporter>,
+    claims: Claims,
+    active: Mutex<BTreeMap<DeviceId, Active>>,
+    growing: Mutex<()>,
+    threads: Mutex<Option<Threads>>,
+}
+
+impl EmbeddedPool {
+    /// Serves the pool that `metadata` (read from `metadata_device`) describes on `data`; active devices are
+    /// shown by `exporter`. Errors: `Corrupt` if `data` is smaller than the pool.
+    pub fn new(
+        metadata: Metadata,
+        metadata_device: Arc<dyn BlockDevice>,
+        data: Arc<dyn BlockDevice>,
+        exporter: Arc<dyn Exporter>,
+    ) -> Result<Self> {
+        let blocks = metadata.data_space().total;
+        let needed = blocks.saturating_mul(metadata.block_size().bytes());
+        if data.size() < needed {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "open the pool: its {blocks} data blocks need {needed} bytes, the data device has {}: it was cut short",
+                    data.size()
+                ),
+            ));
+        }
+        let pool = Self {
+            backing: Arc::new(Backing::new(metadata, metadata_device, data)),
+            exporter,
+            claims: Claims::default(),
+            active: Mutex::default(),
+            growing: Mutex::default(),
+            threads: Mutex::default(),
+        };
+        let reclaimer = start("pool-reclaim", &pool.backing, reclaim::run)?;
+        match start("pool-commit", &pool.backing, committer::run) {
+            Ok(committer) => *lock(&pool.threads) = Some(Threads { committer, reclaimer }),
+            Err(e) => {
+                pool.backing.reclaim.stop();
+                drop(reclaimer.join());
+                return Err(e);
+            }
+        }
+        Ok(pool)
+    }
+
+    /// Detaches all devices, commits, and ends the pool's threads. Errors: `InUse` if a device is open
+    /// (nothing was changed), `Io` if the last commit failed.
+    pub fn close(&self) -> Result<()> {
+        self.exporter.shutdown()?;
+        lock(&self.active).clear();
+        let flushed = self.backing.flush();
+        self.stop();
+        flushed
+    }
+
+    /// Ends the committer before the reclaimer: its last commit may free blocks.
+    fn stop(&self) {
+        let Some(Threads { committer, reclaimer }) = lock(&self.threads).take() else { return };
+        self.backing.commits.stop();
+        let committed = committer.join();
+        self.backing.reclaim.stop();
+        if committed.and(reclaimer.join()).is_err() {
+            tracing::error!("a thread of the pool panicked");
+        }
+    }
+
+    /// The active device, unless its last opener has let it go.
+    fn find_active(&self, id: DeviceId) -> Option<(Arc<ThinVolume>, bool)> {
+        let found = lock(&self.active).get(&id).map(|active| (Arc::clone(&active.volume), active.leaving))?;
+        if found.1 && self.exporter.path(id).is_none() {
+            lock(&self.active).remove(&id);
+            return None;
+        }
+        Some(found)
+    }
+
+    fn grow_data(&self, size: ByteCount) -> Result<()> {
+        let blocks = size.0 / self.backing.block_size.bytes();
+        let total = self.backing.metadata()?.data_space().total;
+        check_growth("data", blocks, total)?;
+        let bytes = self.backing.data_offset(blocks);
+        if blocks > total {
+            if self.backing.data.size() < bytes {
+                self.backing.data.grow(bytes)?;
+            }
+            self.backing.metadata()?.grow_data(blocks)?;
+        }
+        Ok(())
+    }
+
+    fn grow_metadata(&self, size: ByteCount) -> Result<()> {
+        let blocks = size.0 / METADATA_BLOCK_SIZE as u64;
+        let total = self.backing.metadata()?.metadata_space().0.total;
+        check_growth("metadata", blocks, total)?;
+        if blocks > METADATA_BLOCKS_MAX {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("grow the metadata to {blocks} blocks: the format ends at {METADATA_BLOCKS_MAX}"),
+            ));
+        }
+        if blocks > total {
+            let bytes = blocks * METADATA_BLOCK_SIZE as u64;
+            if self.backing.metadata_device.size() < bytes {
+                self.backing.metadata_device.grow(bytes)?;
+            }
+            self.backing.metadata_device.preallocate()?;
+            self.backing.metadata()?.grow_metadata(blocks)?;
+        }
+        Ok(())
+    }
+}
+
+impl ThinPool for EmbeddedPool {
+    fn create_thin(&self, id: DeviceId) -> Result<()> {
+        let doing = |e: Error| e.doing(format_args!("create device {id}"));
+        let claim = self.claims.claim(&[id]);
+        self.backing.mode.check_changes().map_err(doing)?;
+        self.backing.metadata()?.create_thin(id).map_err(doing)?;
+        // Those who wait for the same commit need not wait for each other.
+        drop(claim);
+        self.backing.flush().map_err(doing)
+    }
+
+    fn create_snap(&self, id: DeviceId, origin: DeviceId) -> Result<()> {
+        let doing = |e: Error| e.doing(format_args!("create snapshot {id} of {origin}"));
+        let claim = self.claims.claim(&[id, origin]);
+        self.backing.mode.check_changes().map_err(doing)?;
+        let create = || {
+            let mut metadata = self.backing.metadata()?;
+            metadata.create_snap(id, origin)?;
+            Ok(metadata.time())
+        };
+        match self.find_active(origin) {
+            Some((volume, _)) => volume.quiesced(create),
+            None => create().map(|_| ()),
+        }
+        .map_err(doing)?;
+        drop(claim);
+        self.backing.flush().map_err(doing)
+    }
+
+    fn delete(&self, id: DeviceId) -> Result<()> {
+        let doing = |e: Error| e.doing(format_args!("delete device {id}"));
+        let _claim = self.claims.claim(&[id]);
+        self.backing.mode.check_changes().map_err(doing)?;
+        if self.find_active(id).is_some() {
+            let open = self.exporter.attached().contains(&(id, true));
+            if open || !self.exporter.detach(id).map_err(doing)? {
+                return Err(Error::new(ErrorKind::InUse, format!("delete device {id}: somebody has it open")));
+            }
+            lock(&self.active).remove(&id);
+        }
+        loop {
+            for _ in 0..DELETE_STEPS_PER_COMMIT {
+                if self.backing.metadata()?.delete_step(id, DELETE_LEAVES).map_err(doing)? {
+                    return self.backing.flush().map_err(doing);
+                }
+            }
+            self.backing.flush().map_err(doing)?;
+        }
+    }
+
+    fn activate(&self, id: DeviceId, size: ByteCount, access: Access) -> Result<PathBuf> {
+        let doing = |e: Error| e.doing(format_args!("activate device {id}"));
+        let in_use = |why: &str| Error::new(ErrorKind::InUse, format!("activate device {id}: {why}"));
+        let _claim = self.claims.claim(&[id]);
+        if let Some((volume, leaving)) = self.find_active(id) {
+            if leaving {
+                return Err(in_use("it was deactivated, and its last user has not closed it yet"));
+            }
+            if volume.access != access {
+                return Err(in_use(match volume.access {
+                    Access::ReadOnly => "it is active for reading",
+                    Access::ReadWrite => "it is active for writing",
+                }));
+            }
+            if size.0 > volume.size() {
+                volume.grow_to(size).map_err(doing)?;
+                self.exporter.resize(id, size).map_err(doing)?;
+            }
+            return self.exporter.path(id).ok_or_else(|| in_use("its block device has gone; deactivate it first"));
+        }
+        let details = self.backing.metadata()?.find_device(id).map_err(doing)?;
+        let Some(details) = details else {
+            return Err(Error::new(ErrorKind::NotFound, format!("activate device {id}: there is no such device")));
+        };
+        let volume = Arc::new(ThinVolume::new(Arc::clone(&self.backing), id, details, size, access).map_err(doing)?);
+        let shown = Arc::clone(&volume);
+        let path = self.exporter.attach(id, shown, size, access).map_err(doing)?;
+        lock(&self.active).insert(id, Active { volume, leaving: false });
+        Ok(path)
+    }
+
+    fn deactivate(&self, id: DeviceId) -> Result<bool> {
+        let doing = |e: Error| e.doing(format_args!("deactivate device {id}"));
+        let _claim = self.claims.claim(&[id]);
+        if self.find_active(id).is_none() {
+            return Ok(true);
+        }
+        let gone = self.exporter.detach(id).map_err(doing)?;
+        {
+            let mut active = lock(&self.active);
+            if gone {
+                active.remove(&id);
+            } else if let Some(active) = active.get_mut(&id) {
+                active.leaving = true;
+            }
+        }
+        // After the device is gone, so that what its closing wrote is covered too.
+        self.backing.flush().map_err(doing)?;
+        Ok(gone)
+    }
+
+    fn active_path(&self, id: DeviceId) -> Result<Option<PathBuf>> {
+        Ok(self.find_active(id).and_then(|_| self.exporter.path(id)))
+    }
+
+    fn flush(&self, id: DeviceId) -> Result<()> {
+        match self.find_active(id) {
+            Some((volume, _)) => volume.flush(),
+            None => Ok(()),
+        }
+    }
+
+    fn usage(&self, id: DeviceId) -> Result<DeviceUsage> {
+        self.backing.metadata()?.usage(id)
+    }
+
+    fn written(&self, id: DeviceId) -> Result<ByteCount> {
+        match self.find_active(id) {
+            Some((volume, _)) => volume.own_blocks().map(|blocks| ByteCount(self.backing.data_offset(blocks))),
+            None => self.usage(id).map(|usage| usage.written),
+        }
+    }
+
+    fn delta(&self, from: DeviceId, to: DeviceId) -> Result<Vec<ChangedRange>> {
+        self.backing.metadata()?.delta(from, to)
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceId>> {
+        Ok(self.backing.metadata()?.devices()?.into_iter().map(|(id, _)| id).collect())
+    }
+
+    fn status(&self) -> Result<PoolStatus> {
+        let active_devices = self.exporter.attached().len() as u64;
+        let metadata = self.backing.metadata()?;
+        let data = metadata.data_space();
+        let (blocks, reserve) = metadata.metadata_space();
+        let data_bytes = |blocks| ByteCount(self.backing.data_offset(blocks));
+        let metadata_bytes = |blocks: u64| ByteCount(blocks * METADATA_BLOCK_SIZE as u64);
+        Ok(PoolStatus {
+            identity: metadata.identity(),
+            engine: "embedded".to_owned(),
+            mode: self.backing.mode.now(),
+            reason: self.backing.mode.reason(),
+            block_size: self.backing.block_size,
+            data: Space { used: data_bytes(data.used), total: data_bytes(data.total) },
+            metadata: Space { used: metadata_bytes(blocks.used), total: metadata_bytes(blocks.total) },
+            metadata_reserve: metadata_bytes(reserve),
+            transaction_id: metadata.transaction_id(),
+            time: metadata.time(),
+            devices: metadata.device_count()?,
+            active_devices,
+            metadata_snapshot: metadata.held_root().is_some(),
+        })
+    }
+
+    fn set_transaction_id(&self, from: u64, to: u64) -> Result<()> {
+        self.backing.mode.check_changes()?;
+        self.backing.metadata()?.set_transaction_id(from, to)?;
+        self.backing.flush()
+    }
+
+    fn grow(&self, data: Option<ByteCount>, metadata: Option<ByteCount>) -> Result<()> {
+        let _one = lock(&self.growing);
+        self.backing.mode.check_changes().map_err(|e| e.doing("grow the pool"))?;
+        // Metadata first: a larger data space needs more of it.
+        metadata.map_or(Ok(()), |size| self.grow_metadata(size))?;
+        data.map_or(Ok(()), |size| self.grow_data(size))?;
+        self.backing.flush()?;
+        self.backing.room_below();
+        self.backing.leave_out_of_space();
+        Ok(())
+    }
+}
+
+impl Drop for EmbeddedPool {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn check_growth(what: &str, blocks: u64, total: u64) -> Result<()> {
+    if blocks < total {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            format!("grow the {what} to {blocks} blocks: it has {total}, and dm-thin's format cannot shrink"),
+        ));
+    }
+    Ok(())
+}
+
+fn start(name: &str, backing: &Arc<Backing>, run: fn(&Arc<Backing>)) -> Result<JoinHandle<()>> {
+    let backing = Arc::clone(backing);
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || run(&backing))
+        .map_err(|e| Error::io(format!("start the thread {name}"), e))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The values are changed in one step each: a panic elsewhere leaves them whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

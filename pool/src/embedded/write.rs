@@ -1,0 +1,241 @@
+//! Writes that need a new block: provisioning a hole, breaking the sharing of a block with a snapshot.
+//!
+//! The order within one request: take the cells alone, look up, reserve, write the data, map, let go,
+//! acknowledge. Until the mapping is inserted nothing refers to the new blocks: a failure or a crash before
+//! leaves the old mapping and its bytes. A mapping that is lost by a power cut before its commit takes the
+//! bytes of an unflushed write with it, which is what a disk with a volatile cache may do.
+
+use crate::device::AlignedBuffer;
+use crate::embedded::plan::Plan;
+use crate::embedded::table::Entry;
+use crate::embedded::volume::ThinVolume;
+use crate::error::{ErrorKind, Result};
+use crate::export::Direction;
+use crate::format::Mapping;
+use crate::meta::DataRun;
+use crate::units::{DataBlock, VirtualBlock};
+
+/// The rest of a block is read, merged and written in pieces of this size: whole blocks of the usual sizes.
+const COPY_PIECE: u64 = 1 << 20;
+/// Blocks up to this size are zeroed by writing them whole with the caller's piece in them: one write costs
+/// less than a write and a change of the file's extents.
+const COMPOSE_MAX: u64 = 128 * 1024;
+
+/// A block of a request and where it goes.
+struct Target {
+    block: VirtualBlock,
+    plan: Plan,
+    to: DataBlock,
+    /// The part of the request that falls into the block.
+    piece: std::ops::Range<usize>,
+    /// Where the part begins in the block, in bytes.
+    skip: u64,
+}
+
+impl Target {
+    fn is_new(&self) -> bool {
+        match self.plan {
+            Plan::Provision | Plan::BreakSharing(_) => true,
+            Plan::Remap(_) | Plan::ReadZeroes | Plan::LookUp => false,
+        }
+    }
+}
+
+impl ThinVolume {
+    /// Writes `buf` at `offset` with the cells of its blocks held alone. Errors: `OutOfDataSpace`,
+    /// `OutOfMetadataSpace`, `ReadOnly`, `Io`; what was mapped before stays as it was.
+    pub(super) fn write_blocks(&self, buf: &[u8], offset: u64) -> Result<()> {
+        let (first, blocks) = self.blocks_of(offset, buf.len() as u64);
+        let _cells = self.cells.exclusive(first, blocks);
+        self.load(first, blocks)?;
+        match self.try_write(buf, offset) {
+            Err(e) if e.kind() == ErrorKind::OutOfDataSpace => {
+                let again = if self.backing.make_room()? { self.try_write(buf, offset) } else { Err(e) };
+                match again {
+                    Err(e) if e.kind() == ErrorKind::OutOfDataSpace => {
+                        self.backing.out_of_space(&e);
+                        Err(e)
+                    }
+                    done => done,
+                }
+            }
+            done => done,
+        }
+    }
+
+    fn try_write(&self, buf: &[u8], offset: u64) -> Result<()> {
+        let (first, blocks) = self.blocks_of(offset, buf.len() as u64);
+        let needed = (first..first + blocks).filter(|&block| self.needs_block(block)).count() as u64;
+        let runs = self.backing.reserve(needed)?;
+        let targets = self.targets(buf.len(), offset, &runs);
+        if let Err(e) = self.write_data(buf, &targets) {
+            self.backing.abandon(&runs);
+            return Err(e.doing(format_args!("write device {}", self.id)));
+        }
+        if needed > 0 {
+            self.map(&targets)?;
+            self.backing.room_below();
+        }
+        Ok(())
+    }
+
+    fn needs_block(&self, block: u64) -> bool {
+        match self.plan(block, Direction::Write) {
+            Plan::Provision | Plan::BreakSharing(_) => true,
+            Plan::Remap(_) | Plan::ReadZeroes | Plan::LookUp => false,
+        }
+    }
+
+    /// Gives each block of the request its place: the one it has, or the next reserved one.
+    fn targets(&self, len: usize, offset: u64, runs: &[DataRun]) -> Vec<Target> {
+        let size = self.block_bytes();
+        let mut reserved = runs.iter().flat_map(|run| (0..run.len).map(|i| run.start.plus(i)));
+        let mut targets = Vec::new();
+        let mut done = 0;
+        while done < len {
+            let at = offset + done as u64;
+            let skip = at % size;
+            let step = usize::try_from(size - skip).unwrap_or(len).min(len - done);
+            let plan = self.plan(at / size, Direction::Write);
+            let to = match plan {
+                Plan::Remap(block) => block,
+                Plan::Provision | Plan::BreakSharing(_) | Plan::ReadZeroes | Plan::LookUp => {
+                    reserved.next().expect("as many blocks were reserved as the same plans, under the same cells, need")
+                }
+            };
+            targets.push(Target { block: VirtualBlock(at / size), plan, to, piece: done..done + step, skip });
+            done += step;
+        }
+        targets
+    }
+
+    /// Writes the request to its places: what is adjacent there in one write, and around a piece of a new
+    /// block what must be there too.
+    fn write_data(&self, buf: &[u8], targets: &[Target]) -> Result<()> {
+        let mut pending: Option<(u64, std::ops::Range<usize>)> = None;
+        for target in targets {
+            if !self.piece_is_enough(target)? {
+                self.write_whole(target, &buf[target.piece.clone()])?;
+                continue;
+            }
+            let place = self.backing.data_offset(target.to.0) + target.skip;
+            pending = match pending {
+                Some((start, piece)) if piece.end == target.piece.start && start + piece.len() as u64 == place => {
+                    Some((start, piece.start..target.piece.end))
+                }
+                other => {
+                    if let Some((start, piece)) = other {
+                        self.backing.data.write_at(&buf[piece], start)?;
+                    }
+                    Some((place, target.piece.clone()))
+                }
+            };
+        }
+        match pending {
+            Some((start, piece)) => self.backing.data.write_at(&buf[piece], start),
+            None => Ok(()),
+        }
+    }
+
+    /// True if the caller's bytes are all that must be written for this block: it is written whole, or in
+    /// place, or the new block is a hole, or a large one that was zeroed here.
+    fn piece_is_enough(&self, target: &Target) -> Result<bool> {
+        let size = self.block_bytes();
+        if !target.is_new() || target.piece.len() as u64 == size {
+            return Ok(true);
+        }
+        if let Plan::BreakSharing(_) = target.plan {
+            return Ok(false);
+        }
+        let place = self.backing.data_offset(target.to.0);
+        if self.backing.data.known_zero(place, size) {
+            return Ok(true);
+        }
+        if size <= COMPOSE_MAX {
+            return Ok(false);
+        }
+        let end = target.skip + target.piece.len() as u64;
+        self.backing.data.write_zeroes(place, target.skip)?;
+        self.backing.data.write_zeroes(place + end, size - end)?;
+        Ok(true)
+    }
+
+    /// Writes all of a new block: the old bytes, or zeroes, with `piece` laid over them.
+    fn write_whole(&self, target: &Target, piece: &[u8]) -> Result<()> {
+        let size = self.block_bytes();
+        let to = self.backing.data_offset(target.to.0);
+        let (covered, covered_end) = (target.skip, target.skip + piece.len() as u64);
+        let mut buffer = AlignedBuffer::zeroed(length(size.min(COPY_PIECE)));
+        let mut at = 0;
+        while at < size {
+            let len = (size - at).min(COPY_PIECE);
+            let window = &mut buffer[..length(len)];
+            let (start, end) = (covered.clamp(at, at + len), covered_end.clamp(at, at + len));
+            if let Plan::BreakSharing(old) = target.plan {
+                let from = self.backing.data_offset(old.0) + at;
+                // Only what the caller does not bring; as one read unless that saves much.
+                let (head, tail) = (start - at, at + len - end);
+                if head + tail > 0 && end > start && head + tail <= len / 2 {
+                    self.backing.data.read_at(&mut window[..length(head)], from)?;
+                    self.backing.data.read_at(&mut window[length(len - tail)..], from + len - tail)?;
+                } else if head + tail > 0 {
+                    self.backing.data.read_at(window, from)?;
+                }
+            }
+            if end > start {
+                window[length(start - at)..length(end - at)]
+                    .copy_from_slice(&piece[length(start - covered)..length(end - covered)]);
+            }
+            self.backing.data.write_at(window, to + at)?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Maps the new blocks of a request. This is the one place where a change of mapping is about to be
+    /// acknowledged: at return the caller is told that his write is done.
+    ///
+    /// On an error the blocks mapped so far stay (their bytes are written), the others are given back.
+    fn map(&self, targets: &[Target]) -> Result<()> {
+        let runs = runs_of(targets);
+        let mut metadata = self.backing.metadata()?;
+        for (i, (start, run)) in runs.iter().enumerate() {
+            if let Err(e) = metadata.insert(self.id, *start, *run) {
+                let rest: Vec<DataRun> = runs[i..].iter().map(|(_, run)| *run).collect();
+                self.table.forget(start.0, run.len);
+                drop(metadata);
+                self.backing.abandon(&rest);
+                self.backing.commits.note_change();
+                return Err(e.doing(format_args!("write device {}", self.id)));
+            }
+            let time = metadata.time();
+            for i in 0..run.len {
+                let block = start.0 + i;
+                let own_before = matches!(self.table.get(block), Entry::Mapped(old) if self.is_own(old));
+                self.count_own(&metadata, i64::from(!own_before));
+                self.table.set(block, Some(Mapping { block: run.start.plus(i), time }));
+            }
+        }
+        drop(metadata);
+        self.backing.commits.note_change();
+        Ok(())
+    }
+}
+
+/// The new blocks of a request as runs that are consecutive on both sides.
+fn runs_of(targets: &[Target]) -> Vec<(VirtualBlock, DataRun)> {
+    let mut runs: Vec<(VirtualBlock, DataRun)> = Vec::new();
+    for target in targets.iter().filter(|target| target.is_new()) {
+        match runs.last_mut() {
+            Some((start, run)) if start.plus(run.len) == target.block && run.start.plus(run.len) == target.to => {
+                run.len += 1;
+            }
+            _ => runs.push((target.block, DataRun { start: target.to, len: 1 })),
+        }
+    }
+    runs
+}
+
+fn length(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("a piece of at most 1 MiB")
+}
