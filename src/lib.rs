@@ -3,6 +3,7 @@ pub mod admin;
 pub mod config;
 pub mod container;
 pub mod error;
+pub mod fs;
 pub mod grpc;
 pub mod image;
 pub mod snapshot;

@@ -1,7 +1,23 @@
 //! containerd's verbs on thin devices.
+mod admission;
+mod base;
+mod claims;
+mod commit;
 mod filter;
+mod ids;
+mod labels;
+mod mounts;
+mod prepare;
+mod query;
+mod reclaim;
+mod recover;
+mod remove;
 #[expect(clippy::module_inception, reason = "the room's public noun has the room's name")]
 mod snapshotter;
+mod tripwire;
+mod view;
 
 pub use filter::Filter;
-pub use snapshotter::{LabelChange, Recovered, Snapshotter};
+pub use labels::LabelChange;
+pub use recover::Recovered;
+pub use snapshotter::{Parts, Snapshotter};

@@ -1,111 +1,115 @@
 //! The snapshotter: containerd's verbs on thin devices, over one pool and one store.
+//!
+//! Each verb stands in a file of its own; this one has what they share. All calls are blocking and may
+//! come from many threads. Locks, in the order they are taken: a key's claim, the base maker's, a device's
+//! hold, the id reserve's; none is held by a reader (stat, list, usage).
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use thinsnap_pool::ThinPool;
 
-use crate::config::SnapshotterConfig;
+use crate::config::{Profile, SnapshotterConfig};
 use crate::error::Result;
-use crate::snapshot::{Labels, Mount, Name, Snapshot, Space, Usage};
-use crate::snapshotter::filter::Filter;
+use crate::fs::{Filesystems, HostFilesystems};
+use crate::snapshot::Space;
+use crate::snapshotter::admission::Admission;
+use crate::snapshotter::claims::Claims;
+use crate::snapshotter::ids::Ids;
+use crate::snapshotter::reclaim::{Reclaimer, Workers};
+use crate::snapshotter::recover::{Recovered, recover};
+use crate::snapshotter::tripwire;
 use crate::store::Store;
 
-/// What to change in a snapshot's labels.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LabelChange {
-    /// These labels and no others.
-    Replace(Labels),
-    /// Set the ones with a value, delete the ones without.
-    Merge(Vec<(String, Option<String>)>),
-}
+/// Threads that give devices back: deletions that come together share the pool's commits.
+const RECLAIM_THREADS: usize = 2;
 
-/// What recovery did at the start.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Recovered {
-    /// Device ids of uncertain existence that were deleted.
-    pub limbo_drained: u64,
-}
-
-/// Containerd's snapshotter contract over a thin pool. All calls are blocking and may come from many threads.
+/// Containerd's snapshotter contract over a thin pool.
 pub struct Snapshotter {
-    _private: (),
+    pub(super) pool: Arc<dyn ThinPool>,
+    pub(super) store: Store,
+    pub(super) config: SnapshotterConfig,
+    pub(super) filesystems: Arc<dyn Filesystems>,
+    pub(super) claims: Arc<Claims>,
+    pub(super) ids: Ids,
+    pub(super) bases: Mutex<()>,
+    pub(super) admission: Admission,
+    pub(super) reclaimer: Arc<Reclaimer>,
+    pub(super) workers: Workers,
+    changes: AtomicU64,
+    recovered: Recovered,
+}
+
+/// What a test may replace.
+pub struct Parts {
+    /// Who makes, grows and mends file systems.
+    pub filesystems: Arc<dyn Filesystems>,
+    /// Threads that give devices back; with 0 that happens only inside `cleanup`.
+    pub reclaim_threads: usize,
 }
 
 impl Snapshotter {
-    /// Compares pool and store (identity, transaction id), drains limbo, starts the reclaimer.
-    pub fn open(_pool: Arc<dyn ThinPool>, _store: Store, _config: SnapshotterConfig) -> Result<Arc<Self>> {
-        todo!()
+    /// Compares pool and store (identity, transaction id, devices), starts the reclaimer on what the last
+    /// run left in limbo. Errors: `Corrupt` if the two do not belong together.
+    pub fn open(pool: Arc<dyn ThinPool>, store: Store, config: SnapshotterConfig) -> Result<Arc<Self>> {
+        let filesystems = Arc::new(HostFilesystems::new(config.work_dir.clone()));
+        Self::open_with(pool, store, config, Parts { filesystems, reclaim_threads: RECLAIM_THREADS })
     }
 
-    /// New active snapshot of `parent` (committed), or of the base device. Returns its mounts.
-    pub fn prepare(&self, _space: &Space, _key: &Name, _parent: Option<&Name>, _labels: Labels) -> Result<Vec<Mount>> {
-        todo!()
+    /// The same with other parts.
+    pub fn open_with(
+        pool: Arc<dyn ThinPool>,
+        store: Store,
+        config: SnapshotterConfig,
+        parts: Parts,
+    ) -> Result<Arc<Self>> {
+        let found = recover(&*pool, &store)?;
+        let claims = Arc::new(Claims::default());
+        let reclaimer = Arc::new(Reclaimer::new(pool.clone(), store.clone(), claims.clone()));
+        found.queued.iter().for_each(|id| reclaimer.delete(*id));
+        let workers = Workers::start(&reclaimer, parts.reclaim_threads)?;
+        Ok(Arc::new(Self {
+            pool,
+            store,
+            config,
+            filesystems: parts.filesystems,
+            claims,
+            ids: Ids::new(found.foreign),
+            bases: Mutex::new(()),
+            admission: Admission::default(),
+            reclaimer,
+            workers,
+            changes: AtomicU64::new(0),
+            recovered: found.recovered,
+        }))
     }
 
-    /// New read-only view of `parent`, or of the base device.
-    pub fn view(&self, _space: &Space, _key: &Name, _parent: Option<&Name>, _labels: Labels) -> Result<Vec<Mount>> {
-        todo!()
-    }
-
-    /// Mounts of an active snapshot or view; activates its device if need be.
-    pub fn mounts(&self, _space: &Space, _key: &Name) -> Result<Vec<Mount>> {
-        todo!()
-    }
-
-    /// Turns active `key` into committed `name`. `parent` as in containerd's rebase: must be absent or the same.
-    pub fn commit(
-        &self,
-        _space: &Space,
-        _name: &Name,
-        _key: &Name,
-        _labels: Labels,
-        _parent: Option<&Name>,
-    ) -> Result<()> {
-        todo!()
-    }
-
-    /// Removes a snapshot without children; its space comes back in the background.
-    pub fn remove(&self, _space: &Space, _key: &Name) -> Result<()> {
-        todo!()
-    }
-
-    /// One record.
-    pub fn stat(&self, _space: &Space, _key: &Name) -> Result<Snapshot> {
-        todo!()
-    }
-
-    /// Changes labels; returns the new record.
-    pub fn update(&self, _space: &Space, _key: &Name, _change: LabelChange) -> Result<Snapshot> {
-        todo!()
-    }
-
-    /// The records that match one of the filters (all, without filters). Never waits for other verbs.
-    pub fn list(&self, _space: &Space, _filters: &[Filter]) -> Result<Vec<Snapshot>> {
-        todo!()
-    }
-
-    /// Resources of one snapshot without its parents.
-    pub fn usage(&self, _space: &Space, _key: &Name) -> Result<Usage> {
-        todo!()
-    }
-
-    /// Waits until what was removed before the call has been given back to the pool.
-    pub fn cleanup(&self) -> Result<()> {
-        todo!()
-    }
-
-    /// All spaces that hold a snapshot or have a profile.
-    pub fn spaces(&self) -> Result<Vec<Space>> {
-        todo!()
-    }
-
-    /// Device ids in limbo.
-    pub fn limbo_len(&self) -> Result<u64> {
-        todo!()
+    /// What recovery found and did at the start.
+    #[must_use]
+    pub fn recovered(&self) -> &Recovered {
+        &self.recovered
     }
 
     /// The pool below.
+    #[must_use]
     pub fn pool(&self) -> &Arc<dyn ThinPool> {
-        todo!()
+        &self.pool
+    }
+
+    /// The store, for the records of rooms above.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(super) fn profile(&self, space: &Space) -> &Profile {
+        self.config.profiles.get(space.as_str()).unwrap_or(&self.config.default_profile)
+    }
+
+    /// A device has come into the store; every so often the tripwire moves.
+    pub(super) fn count_change(&self) {
+        if (self.changes.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(tripwire::STRIDE) {
+            self.reclaimer.stamp();
+        }
     }
 }

@@ -7,6 +7,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
@@ -71,17 +72,24 @@ where
 /// The write side of a store: a queue and the thread behind it.
 pub(crate) struct Committer {
     jobs: Option<SyncSender<Box<dyn Job>>>,
+    uncertain: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Committer {
     pub(crate) fn start(db: Arc<Database>) -> Result<Self> {
         let (jobs, queue) = sync_channel(QUEUE_MAX);
+        let uncertain = Arc::new(AtomicBool::new(false));
+        let flag = uncertain.clone();
         let thread = std::thread::Builder::new()
             .name("store-committer".into())
-            .spawn(move || commit_batches(&db, &queue))
+            .spawn(move || commit_batches(&db, &queue, &flag))
             .map_err(|e| Error::io("start the thread that commits the store", e))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        Ok(Self { jobs: Some(jobs), uncertain, thread: Some(thread) })
+    }
+
+    pub(crate) fn is_uncertain(&self) -> bool {
+        self.uncertain.load(Ordering::Acquire)
     }
 
     /// Runs `closure` in a transaction; returns when its changes are durable.
@@ -109,7 +117,7 @@ impl Drop for Committer {
     }
 }
 
-fn commit_batches(db: &Database, queue: &Receiver<Box<dyn Job>>) {
+fn commit_batches(db: &Database, queue: &Receiver<Box<dyn Job>>, uncertain: &AtomicBool) {
     while let Ok(first) = queue.recv() {
         let mut batch = vec![first];
         while batch.len() < BATCH_MAX {
@@ -118,23 +126,31 @@ fn commit_batches(db: &Database, queue: &Receiver<Box<dyn Job>>) {
                 Err(_) => break,
             }
         }
-        let outcome = commit(db, &mut batch).map_err(|e| (e.kind(), e.to_string()));
+        let outcome = commit(db, &mut batch, uncertain).map_err(|e| (e.kind(), e.to_string()));
         for job in batch {
             job.answer(&outcome);
         }
     }
 }
 
-fn commit(db: &Database, batch: &mut [Box<dyn Job>]) -> Result<bool> {
+fn commit(db: &Database, batch: &mut [Box<dyn Job>], uncertain: &AtomicBool) -> Result<bool> {
+    if uncertain.load(Ordering::Acquire) {
+        return Err(Error::new(ErrorKind::Unavailable, "change the store: an earlier commit failed")
+            .advise("see the log for the cause, mend it, and start the service again"));
+    }
     let txn = db.begin_write().map_err(|e| storage_error("begin a transaction of the store", e))?;
     let mut changed = false;
     for job in batch {
         changed |= job.run(&txn)?;
     }
-    if changed {
-        txn.commit().map_err(|e| storage_error("commit the store", e))?;
-    } else {
+    if !changed {
         txn.abort().map_err(|e| storage_error("end a transaction of the store", e))?;
+        return Ok(false);
     }
-    Ok(changed)
+    txn.commit().map_err(|e| {
+        uncertain.store(true, Ordering::Release);
+        tracing::error!("a commit of the store failed; no more changes are taken: {e}");
+        storage_error("commit the store", e)
+    })?;
+    Ok(true)
 }

@@ -10,8 +10,9 @@ mod snapshots;
 mod store;
 mod txn;
 
+pub(crate) use devices::Limbo;
 pub use rows::{EachRow, Reader, Rows};
 pub use schema::Table;
-pub use snapshots::Records;
+pub use snapshots::{REF_LABEL, Records};
 pub use store::Store;
 pub use txn::Txn;

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use redb::{ReadTransaction, ReadableTable, TableDefinition, TableError};
+use redb::{ReadTransaction, TableDefinition, TableError};
 use serde::de::DeserializeOwned;
 
 use crate::error::Result;

@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, StorageBackend};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -41,7 +42,8 @@ impl Store {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
         let file = file.map_err(|e| Error::io(doing.clone(), e))?;
         let fresh = file.metadata().map_err(|e| Error::io(doing.clone(), e))?.len() == 0;
-        let db = Self::builder().create_file(file).map_err(|e| storage_error(&doing, e))?;
+        let backend = FileBackend::new(file).map_err(|e| storage_error(&doing, e))?;
+        let db = Self::builder().create_with_backend(backend).map_err(|e| storage_error(&doing, e))?;
         let store = Self::with_database(db).map_err(|e| e.doing(&doing))?;
         if fresh {
             // The name must survive a power cut as surely as what is in the file.
@@ -98,6 +100,13 @@ impl Store {
         F: FnOnce(&mut Txn<'_>) -> Result<T> + Send + 'static,
     {
         self.inner.committer.submit(closure)
+    }
+
+    /// True after a commit that failed: what is on disk may be the state before it or after it, so nobody
+    /// may act on what readers see, above all not delete a device. Only opening the store again tells.
+    #[must_use]
+    pub fn is_uncertain(&self) -> bool {
+        self.inner.committer.is_uncertain()
     }
 }
 

@@ -1,0 +1,273 @@
+//! Gives removed devices back to the pool, in the background.
+//!
+//! Remove only moves an id into limbo; what costs time happens here, on a few threads: deactivate, delete,
+//! then forget the id. The order is the crash argument: an id leaves limbo after its device is gone, so
+//! that a crash anywhere leaves at most an id in limbo, and deleting again is a success.
+//!
+//! A device that somebody still has open is tried again after a while that doubles; nobody waits for it.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use thinsnap_pool::{DeviceId, ErrorKind as PoolErrorKind, ThinPool};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::snapshotter::claims::Claims;
+use crate::snapshotter::tripwire;
+use crate::store::{Limbo, Records, Store};
+
+/// Deletions that one commit of the store forgets.
+const BATCH_MAX: usize = 16;
+/// The first and the longest wait before a busy device is tried again.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LAST: Duration = Duration::from_secs(10);
+
+/// What there is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Task {
+    /// Delete a device in limbo and forget its id.
+    Delete(DeviceId),
+    /// Deactivate a device that views showed, if none does any more.
+    Release(DeviceId),
+    /// Move the pool's transaction id on.
+    Stamp,
+}
+
+#[derive(Default)]
+struct Queue {
+    ready: VecDeque<Task>,
+    running: HashSet<Task>,
+    /// When to try again, how often it was tried, what.
+    parked: Vec<(Instant, u32, Task)>,
+    stop: bool,
+}
+
+/// The queue and what its workers need.
+pub(crate) struct Reclaimer {
+    pool: Arc<dyn ThinPool>,
+    store: Store,
+    claims: Arc<Claims>,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+/// Owns the threads; they end with it.
+pub(crate) struct Workers {
+    reclaimer: Arc<Reclaimer>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// With no threads, nothing is reclaimed but inside [`Reclaimer::drain`].
+    pub(crate) fn start(reclaimer: &Arc<Reclaimer>, threads: usize) -> Result<Self> {
+        let mut workers = Self { reclaimer: reclaimer.clone(), threads: Vec::with_capacity(threads) };
+        for number in 0..threads {
+            let reclaimer = reclaimer.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("reclaim-{number}"))
+                .spawn(move || reclaimer.work())
+                .map_err(|e| Error::io("start a thread that reclaims devices", e))?;
+            workers.threads.push(thread);
+        }
+        Ok(workers)
+    }
+
+    pub(crate) fn any(&self) -> bool {
+        !self.threads.is_empty()
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.reclaimer.lock().stop = true;
+        self.reclaimer.changed.notify_all();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread that reclaims devices panicked");
+            }
+        }
+    }
+}
+
+impl Reclaimer {
+    pub(crate) fn new(pool: Arc<dyn ThinPool>, store: Store, claims: Arc<Claims>) -> Self {
+        Self { pool, store, claims, queue: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The device of an id in limbo is to go.
+    pub(crate) fn delete(&self, id: DeviceId) {
+        self.push(Task::Delete(id));
+    }
+
+    /// A view of the device has gone; perhaps it was the last.
+    pub(crate) fn release(&self, id: DeviceId) {
+        self.push(Task::Release(id));
+    }
+
+    /// Enough has changed for the tripwire to be set anew.
+    pub(crate) fn stamp(&self) {
+        self.push(Task::Stamp);
+    }
+
+    fn push(&self, task: Task) {
+        self.lock().ready.push_back(task);
+        self.changed.notify_one();
+    }
+
+    /// Waits until everything that was asked for before the call was tried once more. Devices that are
+    /// still open stay in limbo.
+    pub(crate) fn drain(&self, workers: bool) {
+        let mut queue = self.lock();
+        let parked: Vec<Task> = queue.parked.drain(..).map(|(_, _, task)| task).collect();
+        queue.ready.extend(parked);
+        if !workers {
+            drop(queue);
+            while let Some(batch) = self.next_batch(false) {
+                self.run(&batch);
+            }
+            return;
+        }
+        self.changed.notify_all();
+        let mut awaited: HashSet<Task> = queue.ready.iter().chain(queue.running.iter()).copied().collect();
+        loop {
+            awaited.retain(|task| queue.ready.contains(task) || queue.running.contains(task));
+            if awaited.is_empty() || queue.stop {
+                return;
+            }
+            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn work(&self) {
+        while let Some(batch) = self.next_batch(true) {
+            self.run(&batch);
+        }
+    }
+
+    /// The next tasks, each with the number of times it was tried. `None`: the queue was stopped, or, if
+    /// not to `wait`, is empty.
+    fn next_batch(&self, wait: bool) -> Option<Vec<(Task, u32)>> {
+        let mut queue = self.lock();
+        loop {
+            if queue.stop {
+                return None;
+            }
+            let now = Instant::now();
+            let mut batch = Vec::new();
+            if let Some(due) = queue.parked.iter().position(|(when, ..)| *when <= now) {
+                let (_, tried, task) = queue.parked.swap_remove(due);
+                batch.push((task, tried));
+            }
+            while batch.len() < BATCH_MAX {
+                let Some(task) = queue.ready.pop_front() else { break };
+                // The same device cannot be worked on twice at once; the running one sees to it.
+                if !queue.running.contains(&task) && !batch.iter().any(|(t, _)| *t == task) {
+                    batch.push((task, 0));
+                }
+            }
+            if !batch.is_empty() {
+                queue.running.extend(batch.iter().map(|(task, _)| *task));
+                return Some(batch);
+            }
+            if !wait {
+                return None;
+            }
+            queue = match queue.parked.iter().map(|(when, ..)| *when).min() {
+                Some(when) => {
+                    let pause = when.saturating_duration_since(now);
+                    self.changed.wait_timeout(queue, pause).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    fn run(&self, batch: &[(Task, u32)]) {
+        let mut gone = Vec::new();
+        let mut again = Vec::new();
+        for &(task, tried) in batch {
+            let done = match task {
+                Task::Delete(id) => self.try_delete(id, &mut gone),
+                Task::Release(id) => self.try_release(id),
+                Task::Stamp => tripwire::advance(&*self.pool, &self.store).map(|()| true),
+            };
+            match done {
+                Ok(true) => {}
+                Ok(false) => again.push((task, tried)),
+                Err(error) => {
+                    if tried == 0 {
+                        tracing::warn!("reclaim: {error}; it is tried again");
+                    }
+                    again.push((task, tried));
+                }
+            }
+        }
+        if !gone.is_empty() {
+            let ids = gone.clone();
+            let forgotten = self.store.write(move |txn| {
+                ids.iter().for_each(|id| txn.leave_limbo(*id));
+                Ok(())
+            });
+            if let Err(error) = forgotten {
+                tracing::warn!("forget deleted devices: {error}; it is tried again");
+                again.extend(gone.into_iter().map(|id| (Task::Delete(id), 0)));
+            }
+        }
+        let mut queue = self.lock();
+        for (task, _) in batch {
+            queue.running.remove(task);
+        }
+        for (task, tried) in again {
+            let pause = RETRY_FIRST.saturating_mul(1 << tried.min(16)).min(RETRY_LAST);
+            queue.parked.push((Instant::now() + pause, tried + 1, task));
+        }
+        drop(queue);
+        self.changed.notify_all();
+    }
+
+    /// True: nothing is left to do, or the device is among the `gone`. False: it is in use.
+    fn try_delete(&self, id: DeviceId, gone: &mut Vec<DeviceId>) -> Result<bool> {
+        let Some(_alone) = self.claims.try_alone(id) else { return Ok(false) };
+        if self.store.is_uncertain() {
+            return Err(Error::new(ErrorKind::Unavailable, format!("delete device {id}: the store has failed")));
+        }
+        // A record may have claimed the id, or another worker may have deleted it.
+        if !self.store.read()?.in_limbo(id)? {
+            return Ok(true);
+        }
+        if !deactivate(&*self.pool, id)? {
+            return Ok(false);
+        }
+        match self.pool.delete(id) {
+            Ok(()) => {
+                gone.push(id);
+                Ok(true)
+            }
+            Err(error) if error.kind() == PoolErrorKind::InUse => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn try_release(&self, id: DeviceId) -> Result<bool> {
+        let Some(_alone) = self.claims.try_alone(id) else { return Ok(false) };
+        if !self.store.read()?.is_viewed(id)? {
+            // Still open: it goes when its last user does.
+            deactivate(&*self.pool, id)?;
+        }
+        Ok(true)
+    }
+}
+
+fn deactivate(pool: &dyn ThinPool, id: DeviceId) -> Result<bool> {
+    match pool.deactivate(id) {
+        Ok(gone) => Ok(gone),
+        Err(error) if error.kind() == PoolErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
