@@ -10,7 +10,7 @@ DESTDIR ?=
 BUILD_PACKAGES = gcc libc6-dev libclang-dev pkg-config
 RUN_PACKAGES = e2fsprogs xfsprogs mount util-linux
 QUICKSTART_PACKAGES = $(RUN_PACKAGES) debootstrap skopeo umoci
-TEST_PACKAGES = $(QUICKSTART_PACKAGES) fio thin-provisioning-tools
+TEST_PACKAGES = $(QUICKSTART_PACKAGES) attr busybox-static fio libcap2-bin libseccomp2 thin-provisioning-tools
 BENCH_PACKAGES = $(RUN_PACKAGES) fio python3 qemu-utils
 
 .PHONY: build quickstart test lint fmt bench bench-quick deny install clean
@@ -50,8 +50,11 @@ bench-quick: build
 deny:
 	$(CARGO) deny check
 
+# A configuration that is there is kept. With systemd: systemctl daemon-reload && systemctl enable --now thinsnap.socket thinsnap
 install:
 	install -D -m 0755 $(TARGET)/release/thinsnap $(DESTDIR)$(PREFIX)/bin/thinsnap
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system dist/thinsnap.service dist/thinsnap.socket
+	test -e $(DESTDIR)/etc/thinsnap/thinsnap.toml || install -D -m 0644 dist/thinsnap.toml $(DESTDIR)/etc/thinsnap/thinsnap.toml
 
 clean:
 	$(CARGO) clean

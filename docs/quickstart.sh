@@ -136,22 +136,19 @@ if cmp -s "$work/at/web-1/srv/data.bin" "$work/at/web-2/srv/data.bin"; then
 fi
 say "The other containers still see the file as the image has it."
 
-heading "6. A container becomes an image layer: no copy, whatever its size"
-ts container unmount web-1 >/dev/null
+heading "6. What was made of what"
+command_line snapshot tree
 ts snapshot tree | indent
 
 heading "7. What the pool holds"
 command_line pool status
 ts pool status | indent
 
-heading "8. For containerd: paste this into /etc/containerd/config.toml"
-cat <<CONFIG
-  [proxy_plugins.thinsnap]
-    type = "snapshot"
-    address = "/run/thinsnap/thinsnap.sock"
-CONFIG
-say "" "start the service on that socket:" \
-    "  thinsnap serve --root /var/lib/thinsnap --socket /run/thinsnap/thinsnap.sock --size 100G" \
+heading "8. For containerd: what its configuration needs, to paste"
+command_line doctor --containerd-config
+"$thinsnap" doctor --containerd-config | indent
+say "" "Start the service on that socket (make install brings a systemd unit):" \
+    "  thinsnap serve --root /var/lib/thinsnap --size 100G" \
     "and use it:" \
     "  ctr images pull --snapshotter thinsnap docker.io/library/debian:12" \
     "  ctr run --rm --snapshotter thinsnap docker.io/library/debian:12 demo true"

@@ -1,11 +1,13 @@
 //! thinsnap: a block-level thin-provisioning snapshotter for containers; the service and its command line.
 pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod container;
 pub mod error;
 pub mod fs;
 pub mod grpc;
 pub mod image;
+pub mod serve;
 pub mod snapshot;
 pub mod snapshotter;
 pub mod store;

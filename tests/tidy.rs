@@ -1,5 +1,8 @@
 //! The tidiness of the house: first lines, file sizes, names, dead files, leftovers of the workbench.
 
+// All of this is test code, helpers too: clippy lets tests unwrap.
+#![cfg(test)]
+
 #[path = "house/source.rs"]
 mod source;
 
@@ -226,7 +229,7 @@ fn nothing_of_the_workbench_is_left_in_the_house() {
                 for marker in ["TODO", "FIXME", "XXX"] {
                     let bare = find_word(line, marker).into_iter().any(|at| {
                         let rest = &line[at + marker.len()..];
-                        !(rest.starts_with('(') && rest.contains('#')) && !path.ends_with("tidy.rs")
+                        !(path.ends_with("tidy.rs") || rest.starts_with('(') && rest.contains('#'))
                     });
                     if bare {
                         failures.push(format!("{}:{}: {marker} without name and issue", path.display(), n + 1));

@@ -89,7 +89,7 @@ def _thinsnap(stack, binary, disk, directory, sizes_mib):
         root = mount(layer, service.prepare("layer"), directory / "layer", "ext4")
         for size in sizes_mib:
             fill(root / f"file-{size}", size * MIB)
-    service.commit("image", "layer")
+    service.commit("layer", "image")
 
     @contextlib.contextmanager
     def fresh(name):

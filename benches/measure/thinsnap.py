@@ -49,9 +49,9 @@ class Service:
         parents = ["--parent", parent] if parent else []
         return self.cli("snapshot", "prepare", "--space", space, key, *parents)["mounts"][0]["source"]
 
-    def commit(self, name, key, space=SPACE):
+    def commit(self, key, name, space=SPACE):
         """Turns an active snapshot into a committed one."""
-        self.cli("snapshot", "commit", "--space", space, name, key)
+        self.cli("snapshot", "commit", "--space", space, key, name)
 
     def remove(self, key, space=SPACE):
         """Removes a snapshot."""

@@ -60,6 +60,11 @@ impl Connection {
         }
     }
 
+    /// True if a service of its own answers; never starts one.
+    pub fn service_answers(target: &Target) -> Result<bool> {
+        Ok(matches!(probe(&socket_of(target))?, Probe::Alive))
+    }
+
     /// The service's client.
     #[must_use]
     pub fn client(&self) -> AdminClient<Channel> {

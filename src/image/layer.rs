@@ -8,14 +8,15 @@
 //! one exception: bytes that do not match their digest explain every error behind them, so a bad archive is
 //! read to its end and the digest has the first word.
 
+use std::fs::File;
+use std::io::{self, BufRead, Read};
 use std::ops::ControlFlow;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
-
-use std::io::{self, BufRead, Read};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::apply::{Applied, unpack};
@@ -53,6 +54,39 @@ pub(super) struct LaidLayer {
     /// Bytes of the unpacked archive.
     pub(super) unpacked_bytes: u64,
     pub(super) applied: Applied,
+}
+
+/// What [`apply_layer`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppliedLayer {
+    /// Digest of the unpacked archive.
+    pub diff_id: String,
+    /// Bytes of the unpacked archive.
+    pub unpacked_bytes: u64,
+    /// Members of the archive.
+    pub entries: u64,
+    /// Extended attributes that the file system of the directory does not know.
+    pub xattrs_passed_over: u64,
+}
+
+/// Lays the layer in the file `archive` (a tar, packed with gzip or zstd or not) down on the directory `root`, on top of
+/// what is there. Whatever the archive says, nothing outside `root` is read or written.
+///
+/// Errors: `BadArchive` naming the entry, `Unsupported` for other packings. After an error the directory is half
+/// changed.
+pub fn apply_layer(archive: &Path, root: BorrowedFd<'_>, limits: &Limits) -> Result<AppliedLayer> {
+    let failed = |error| Error::io(format!("open {}", archive.display()), error);
+    let file = File::open(archive).map_err(failed)?;
+    let len = file.metadata().map_err(failed)?.len();
+    let blob = Blob::new(archive.display().to_string(), Arc::new(file), 0, len);
+    let layer = Layer { blob, digest: None, diff_id: None };
+    let laid = layer.lay_down(root, limits, limits.total.0, &|_| ControlFlow::Continue(()))?;
+    Ok(AppliedLayer {
+        diff_id: laid.diff_id.to_string(),
+        unpacked_bytes: laid.unpacked_bytes,
+        entries: laid.applied.entries,
+        xattrs_passed_over: laid.applied.xattrs_passed_over,
+    })
 }
 
 /// Called with the packed bytes that were read.

@@ -17,6 +17,7 @@ mod record;
 mod tar;
 
 pub use images::{Images, ImportRequest, Imported, Removed};
+pub use layer::{AppliedLayer, apply_layer};
 pub use limits::Limits;
 pub use platform::Platform;
 pub use progress::{Phase, Progress, ProgressFn};

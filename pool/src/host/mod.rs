@@ -1,7 +1,9 @@
 //! A pool served by a process of its own.
 mod client;
 mod protocol;
+mod readiness;
 mod server;
+mod service;
 mod supervisor;
 
 pub use client::{ConnectOptions, HostClient};

@@ -2,9 +2,10 @@
 //!
 //! The owner keeps it behind one mutex and holds that for tree edits only, never across data I/O. A commit
 //! is three steps, of which only the first and the last need the mutex:
-//! 1. [`Metadata::freeze`] closes the running generation: it brings the space maps up to date, seals every
-//!    changed block, and hands out what must be written. Changes after it belong to the next generation.
-//! 2. The owner flushes the data device, then calls [`Frozen::write`] (blocks, flush, superblock, flush).
+//! 1. [`Metadata::freeze`] closes the running generation: it brings the space maps up to date and hands out what
+//!    must be written. Changes after it belong to the next generation.
+//! 2. The owner flushes the data device, then calls [`Frozen::write`](crate::meta::Frozen::write): blocks, flush,
+//!    superblock, flush.
 //! 3. [`Metadata::committed`] tells that the generation is durable. Metadata blocks freed in it may be used
 //!    again; data blocks freed in it are handed to the owner, who discards them if it likes and gives them
 //!    back with [`Metadata::release_data`].
@@ -12,14 +13,20 @@
 //! Invariants: a block that the newest durable superblock, or a frozen one on its way, can reach is never
 //! written; a block freed in a generation is not handed out before that generation is durable; at most one
 //! generation is frozen at a time.
+//!
+//! Space and existence are checked before a change begins, so an operation that fails for want of them has changed
+//! nothing. A change that fails half-way (damage or an I/O error met in the middle of a tree) leaves trees and
+//! counts at odds: from then on the value answers look-ups only, and nothing more can be committed. The disk still
+//! holds the last commit; opening it again is the way on.
 
-use std::ops::Range;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::device::BlockDevice;
-use crate::error::Result;
-use crate::format::Mapping;
-use crate::status::{ChangedRange, DeviceUsage};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{DeviceDetails, IndexEntry, Mapping, Superblock};
+use crate::meta::counts::Counts;
+use crate::meta::transaction::Transaction;
 use crate::units::{BlockSize, DataBlock, DeviceId, MetaBlock, VirtualBlock};
 
 /// How a new pool is laid out.
@@ -42,19 +49,6 @@ pub enum OpenMode {
     ReadOnly,
     /// Change; refuses needs_check (`NeedsCheck`) and unknown compat_ro flags (`Unsupported`).
     ReadWrite,
-}
-
-/// What the device details tree holds of a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DeviceDetails {
-    /// Entries in the device's mapping tree.
-    pub mapped_blocks: u64,
-    /// The pool's transaction id when the device was made.
-    pub transaction_id: u64,
-    /// The snapshot clock when the device was made.
-    pub creation_time: u32,
-    /// The clock at the last snapshot taken of it, or at its creation.
-    pub snapshotted_time: u32,
 }
 
 /// A run of data blocks.
@@ -90,174 +84,157 @@ pub struct SpaceCounts {
     pub pending: u64,
 }
 
-/// One closed generation of changes: sealed blocks and the superblock that makes them the truth.
-#[derive(Debug)]
-pub struct Frozen {
-    _private: (),
+impl SpaceCounts {
+    fn of(counts: &Counts) -> Self {
+        Self { used: counts.used(), total: counts.total(), available: counts.available(), pending: counts.pending() }
+    }
 }
 
-impl Frozen {
-    /// Writes the blocks, flushes, writes the superblock, flushes. The data device must have been flushed before.
-    pub fn write(&self, _device: &dyn BlockDevice) -> Result<()> {
-        todo!()
-    }
+/// A device as the running generation sees it.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::meta) struct Device {
+    /// Root of its mapping tree.
+    pub(in crate::meta) root: MetaBlock,
+    /// Its record; written to the details tree at the freeze.
+    pub(in crate::meta) details: DeviceDetails,
 }
 
 /// The metadata of one pool.
 pub struct Metadata {
-    _private: (),
+    /// Clock, transaction id and roots of the running generation; the map roots are filled in at the freeze.
+    pub(in crate::meta) superblock: Superblock,
+    pub(in crate::meta) block_size: BlockSize,
+    pub(in crate::meta) mode: OpenMode,
+    pub(in crate::meta) transaction: Transaction,
+    pub(in crate::meta) devices: BTreeMap<DeviceId, Device>,
+    /// Devices whose record differs from the details tree.
+    pub(in crate::meta) details_changed: BTreeSet<DeviceId>,
+    pub(in crate::meta) data_index: Vec<IndexEntry>,
+    pub(in crate::meta) metadata_index: Vec<IndexEntry>,
+    /// True if something changed since the last freeze.
+    pub(in crate::meta) changed: bool,
+    /// True while a generation is on its way to the disk.
+    pub(in crate::meta) frozen: bool,
+    /// What went wrong in the middle of a change, if anything did.
+    pub(in crate::meta) torn: Option<String>,
 }
 
 impl Metadata {
-    /// Writes an empty pool onto `device`. Errors: `Invalid` (sizes), `AlreadyExists` if block 0 is not zero.
-    pub fn format(_device: &dyn BlockDevice, _options: &FormatOptions) -> Result<()> {
-        todo!()
+    pub(in crate::meta) fn assemble(
+        superblock: Superblock,
+        block_size: BlockSize,
+        mode: OpenMode,
+        transaction: Transaction,
+    ) -> Self {
+        Self {
+            superblock,
+            block_size,
+            mode,
+            transaction,
+            devices: BTreeMap::new(),
+            details_changed: BTreeSet::new(),
+            data_index: Vec::new(),
+            metadata_index: Vec::new(),
+            changed: false,
+            frozen: false,
+            torn: None,
+        }
     }
 
-    /// Reads superblock and counts. Errors: `Corrupt` (which block, which field), `Unsupported` (flags),
-    /// `NeedsCheck`, `NotFound` if block 0 is all zero.
-    pub fn open(_device: Arc<dyn BlockDevice>, _mode: OpenMode) -> Result<Self> {
-        todo!()
+    /// Reads superblock, counts and devices; nothing is written. Errors: `Corrupt` (which block, which field),
+    /// `Unsupported` (flags), `NeedsCheck`, `NotFound` if block 0 is all zero.
+    pub fn open(device: Arc<dyn BlockDevice>, mode: OpenMode) -> Result<Self> {
+        crate::meta::open::open(device, mode)
     }
 
     /// Size of a data block.
+    #[must_use]
     pub fn block_size(&self) -> BlockSize {
-        todo!()
+        self.block_size
     }
 
     /// The superblock's uuid field.
+    #[must_use]
     pub fn identity(&self) -> [u8; 16] {
-        todo!()
+        self.superblock.identity
     }
 
     /// The snapshot clock.
+    #[must_use]
     pub fn time(&self) -> u32 {
-        todo!()
+        self.superblock.time
     }
 
     /// The volume manager's number.
+    #[must_use]
     pub fn transaction_id(&self) -> u64 {
-        todo!()
+        self.superblock.transaction_id
     }
 
-    /// Compare-and-set. Errors: `Invalid` unless it stands at `from`.
-    pub fn set_transaction_id(&mut self, _from: u64, _to: u64) -> Result<()> {
-        todo!()
+    /// True if the pool carries the needs_check flag; it is then open for reading only.
+    #[must_use]
+    pub fn needs_check(&self) -> bool {
+        self.superblock.needs_check()
+    }
+
+    /// Compare-and-set. Errors: `Invalid` unless it stands at `from`, `ReadOnly`.
+    pub fn set_transaction_id(&mut self, from: u64, to: u64) -> Result<()> {
+        self.check_writable("set the transaction id")?;
+        let now = self.superblock.transaction_id;
+        if now != from {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("set the transaction id from {from} to {to}: the pool stands at {now}"),
+            ));
+        }
+        self.superblock.transaction_id = to;
+        self.changed = true;
+        Ok(())
     }
 
     /// The held metadata snapshot's block, if one is held.
+    #[must_use]
     pub fn held_root(&self) -> Option<MetaBlock> {
-        todo!()
+        (self.superblock.held_root != 0).then_some(MetaBlock(self.superblock.held_root))
     }
 
     /// Data space.
+    #[must_use]
     pub fn data_space(&self) -> SpaceCounts {
-        todo!()
+        SpaceCounts::of(&self.transaction.data)
     }
 
     /// Metadata space, and the blocks kept back as reserve: min(4096, total / 10), at least 16.
+    #[must_use]
     pub fn metadata_space(&self) -> (SpaceCounts, u64) {
-        todo!()
-    }
-
-    /// Number of devices.
-    pub fn device_count(&self) -> Result<u64> {
-        todo!()
-    }
-
-    /// All devices, ascending.
-    pub fn devices(&self) -> Result<Vec<(DeviceId, DeviceDetails)>> {
-        todo!()
-    }
-
-    /// A device's details, or `None`.
-    pub fn find_device(&self, _id: DeviceId) -> Result<Option<DeviceDetails>> {
-        todo!()
-    }
-
-    /// New, empty device. Errors: `AlreadyExists`, `OutOfMetadataSpace`.
-    pub fn create_thin(&mut self, _id: DeviceId) -> Result<()> {
-        todo!()
-    }
-
-    /// New device sharing all of `origin`; the clock goes up by one. The caller has quiesced the origin. Errors:
-    /// `AlreadyExists`, `NotFound`, `OutOfMetadataSpace`, `Unsupported` when the clock is at its end.
-    pub fn create_snap(&mut self, _id: DeviceId, _origin: DeviceId) -> Result<()> {
-        todo!()
-    }
-
-    /// Removes about `leaf_budget` leaves of the device's mappings, the device itself last. True: it is gone
-    /// (or was absent). Every state in between can be committed.
-    pub fn delete_step(&mut self, _id: DeviceId, _leaf_budget: usize) -> Result<bool> {
-        todo!()
-    }
-
-    /// The mapping of one block.
-    pub fn lookup(&self, _id: DeviceId, _block: VirtualBlock) -> Result<Option<Mapping>> {
-        todo!()
-    }
-
-    /// The mappings of a range, as runs, ascending, clipped to the range; gaps are holes.
-    pub fn lookup_range(&self, _id: DeviceId, _range: Range<VirtualBlock>) -> Result<Vec<MappedRun>> {
-        todo!()
-    }
-
-    /// Reserves up to `want` consecutive data blocks (at least one). A reservation lives in memory only: it
-    /// ends with `insert` or `release_data`, or with the process. Errors: `OutOfDataSpace` when nothing is
-    /// available; `data_space().pending` tells whether a commit would help.
-    pub fn reserve_data(&mut self, _want: u64) -> Result<DataRun> {
-        todo!()
-    }
-
-    /// Gives reserved or committed-free blocks back to the allocator.
-    pub fn release_data(&mut self, _runs: &[DataRun]) {
-        todo!()
-    }
-
-    /// Maps `run.len` virtual blocks from `start` on to the reserved `run`, at the current time. Mappings
-    /// replaced lose their reference. Errors: `NotFound`, `OutOfMetadataSpace` (nothing changed).
-    pub fn insert(&mut self, _id: DeviceId, _start: VirtualBlock, _run: DataRun) -> Result<()> {
-        todo!()
-    }
-
-    /// Removes the mappings of a range; returns how many there were.
-    pub fn remove_range(&mut self, _id: DeviceId, _range: Range<VirtualBlock>) -> Result<u64> {
-        todo!()
-    }
-
-    /// Grows the data space to `blocks` in all.
-    pub fn grow_data(&mut self, _blocks: u64) -> Result<()> {
-        todo!()
-    }
-
-    /// Grows the metadata space to `blocks` in all; the device is already that large.
-    pub fn grow_metadata(&mut self, _blocks: u64) -> Result<()> {
-        todo!()
-    }
-
-    /// Exact usage of a device in blocks, as bytes; walks its tree once.
-    pub fn usage(&self, _id: DeviceId) -> Result<DeviceUsage> {
-        todo!()
-    }
-
-    /// Where two devices differ; skips what they share.
-    pub fn delta(&self, _from: DeviceId, _to: DeviceId) -> Result<Vec<ChangedRange>> {
-        todo!()
+        (SpaceCounts::of(&self.transaction.metadata), self.reserve())
     }
 
     /// True if something changed since the last freeze.
+    #[must_use]
     pub fn dirty(&self) -> bool {
-        todo!()
+        self.changed
     }
 
-    /// Closes the running generation; `None` if nothing changed. Panics if one is frozen already.
-    pub fn freeze(&mut self) -> Result<Option<Frozen>> {
-        todo!()
+    /// Errors with `ReadOnly` if the pool was opened so or a change has failed half-way.
+    pub(in crate::meta) fn check_writable(&self, doing: &str) -> Result<()> {
+        if let Some(torn) = &self.torn {
+            return Err(Error::new(
+                ErrorKind::ReadOnly,
+                format!("{doing}: an earlier change failed half-way ({torn}); open the pool again"),
+            ));
+        }
+        match self.mode {
+            OpenMode::ReadWrite => Ok(()),
+            OpenMode::ReadOnly => {
+                Err(Error::new(ErrorKind::ReadOnly, format!("{doing}: the metadata is open for reading only")))
+            }
+        }
     }
 
-    /// The frozen generation is durable. Returns the data blocks that it freed, as runs; they stay
-    /// unavailable until `release_data`.
-    pub fn committed(&mut self, _frozen: Frozen) -> Vec<DataRun> {
-        todo!()
+    /// Runs a change whose conditions have been checked: from here on a failure means trees and counts at odds.
+    pub(in crate::meta) fn alter<T>(&mut self, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.changed = true;
+        change(self).inspect_err(|error| self.torn = Some(error.to_string()))
     }
 }

@@ -1,4 +1,22 @@
 //! Copy-on-write metadata: trees, counts, and the transaction that changes them.
+mod bitset;
+mod btree;
+mod cache;
+mod commit;
+mod counts;
+mod devices;
+mod grow;
+mod mappings;
 mod metadata;
+mod open;
+mod room;
+mod space_map;
+mod transaction;
+mod usage;
 
-pub use metadata::{DataRun, DeviceDetails, FormatOptions, Frozen, MappedRun, Metadata, OpenMode, SpaceCounts};
+#[cfg(test)]
+mod tests;
+
+pub use crate::format::DeviceDetails;
+pub use commit::Frozen;
+pub use metadata::{DataRun, FormatOptions, MappedRun, Metadata, OpenMode, SpaceCounts};

@@ -23,7 +23,8 @@ pub(super) struct Header<'a> {
 impl<'a> Header<'a> {
     /// Checks the checksum. `at` is the block's offset, for the error.
     pub(super) fn parse(block: &'a [u8; BLOCK_SIZE], at: u64) -> Result<Self> {
-        let told = unsigned(&block[148..156]).map_err(|reason| bad_block(at, &format!("checksum field {reason}")))?;
+        let told = unsigned(&block[148..156])
+            .map_err(|reason| bad_block(at, &format!("it is not a tar header: its checksum {reason}")))?;
         let summed = block.iter().enumerate().map(|(i, &b)| if (148..156).contains(&i) { b' ' } else { b });
         // Some very old programs summed signed bytes; both sums are taken by every reader.
         let plain: u64 = summed.clone().map(u64::from).sum();

@@ -13,4 +13,4 @@ mod workers;
 
 pub(super) use node::{Node, Nodes};
 pub(super) use serving::Serving;
-pub(super) use session::{MountState, Session, detach_mount, make_dir, mount_state, unmount};
+pub(super) use session::{MountState, Session, detach_mount, make_dir, mount_state};

@@ -123,18 +123,9 @@ pub(in crate::export) fn make_dir(dir: &Path) -> Result<()> {
         .map_err(|e| Error::io(format!("make the export directory {}", dir.display()), e))
 }
 
-/// Takes the filesystem away. Errors: `InUse` if a file of it is open.
-pub(in crate::export) fn unmount(dir: &Path) -> Result<()> {
-    unmount_with(dir, MntFlags::UMOUNT_NOFOLLOW)
-}
-
 /// Takes the filesystem out of sight; it ends with its last open file.
 pub(in crate::export) fn detach_mount(dir: &Path) -> Result<()> {
-    unmount_with(dir, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)
-}
-
-fn unmount_with(dir: &Path, flags: MntFlags) -> Result<()> {
-    match umount2(dir, flags) {
+    match umount2(dir, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) {
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()), // not mounted
         Err(errno) => Err(Error::io(format!("unmount {}", dir.display()), errno.into())),
     }

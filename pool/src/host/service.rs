@@ -1,0 +1,122 @@
+//! Answers calls on the pool, and decides whether the host may end.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::export::Exporter;
+use crate::host::protocol::{Answer, Call, Failure, HostInfo, Outcome, Request, StopOutcome, boot_id};
+use crate::thin_pool::ThinPool;
+use crate::units::DeviceId;
+
+/// The pool as the connections' threads see it.
+pub(super) struct Service {
+    pool: Arc<dyn ThinPool>,
+    exporter: Arc<dyn Exporter>,
+    info: HostInfo,
+    /// Rung when the accepting thread has something to look at.
+    bell: EventFd,
+    /// True once no device is left and no call is taken any more. Held for reading during each call, for writing
+    /// while the host tries to stop: the two never overlap.
+    stopping: RwLock<bool>,
+}
+
+impl Service {
+    pub(super) fn new(pool: Arc<dyn ThinPool>, exporter: Arc<dyn Exporter>) -> Result<Self> {
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|e| Error::io("make a wake-up for the pool host", e.into()))?;
+        let info = HostInfo {
+            identity: pool.status()?.identity,
+            boot_id: boot_id(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        Ok(Self { pool, exporter, info, bell, stopping: RwLock::new(false) })
+    }
+
+    pub(super) fn info(&self) -> &HostInfo {
+        &self.info
+    }
+
+    pub(super) fn bell(&self) -> &EventFd {
+        &self.bell
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        *self.stopping.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the accepting thread.
+    pub(super) fn ring(&self) {
+        // Full means rung already.
+        if let Err(errno) = self.bell.write(1) {
+            tracing::debug!("the bell of the pool host: {errno}");
+        }
+    }
+
+    /// Detaches what nobody has open; stops if that is all.
+    pub(super) fn stop_if_idle(&self) -> Result<StopOutcome> {
+        let mut stopping = self.stopping.write().unwrap_or_else(PoisonError::into_inner);
+        if *stopping {
+            return Ok(StopOutcome::Stopping);
+        }
+        // First look at all, then touch: a host that stays leaves its devices as they are.
+        let shown = self.exporter.attached();
+        let busy: Vec<DeviceId> = shown.iter().filter(|(_, open)| *open).map(|(id, _)| *id).collect();
+        if !busy.is_empty() {
+            return Ok(StopOutcome::Busy(busy));
+        }
+        let mut busy = Vec::new();
+        for (id, _) in shown {
+            if !self.pool.deactivate(id)? {
+                busy.push(id);
+            }
+        }
+        if busy.is_empty() {
+            *stopping = true;
+            self.ring();
+            return Ok(StopOutcome::Stopping);
+        }
+        Ok(StopOutcome::Busy(busy))
+    }
+
+    /// Takes down what stands behind the devices, of which none is left.
+    pub(super) fn close(&self) -> Result<()> {
+        self.exporter.shutdown()
+    }
+
+    pub(super) fn answer(&self, request: Request) -> Outcome {
+        let result = match request {
+            Request::StopIfIdle => self.stop_if_idle().map(Answer::Stop),
+            Request::Pool(call) => {
+                let stopping = self.stopping.read().unwrap_or_else(PoisonError::into_inner);
+                if *stopping {
+                    Err(Error::new(ErrorKind::Unavailable, "the pool host is ending"))
+                } else {
+                    perform(self.pool.as_ref(), call)
+                }
+            }
+        };
+        result.map_err(|error| Failure::from(&error))
+    }
+}
+
+fn perform(pool: &dyn ThinPool, call: Call) -> Result<Answer> {
+    Ok(match call {
+        Call::CreateThin(id) => pool.create_thin(id).map(|()| Answer::Done)?,
+        Call::CreateSnap { id, origin } => pool.create_snap(id, origin).map(|()| Answer::Done)?,
+        Call::Delete(id) => pool.delete(id).map(|()| Answer::Done)?,
+        Call::Activate { id, size, access } => Answer::Path(Some(pool.activate(id, size, access)?)),
+        Call::Deactivate(id) => Answer::Gone(pool.deactivate(id)?),
+        Call::ActivePath(id) => Answer::Path(pool.active_path(id)?),
+        Call::Flush(id) => pool.flush(id).map(|()| Answer::Done)?,
+        Call::Usage(id) => Answer::Usage(pool.usage(id)?),
+        Call::Written(id) => Answer::Bytes(pool.written(id)?),
+        Call::Delta { from, to } => Answer::Delta(pool.delta(from, to)?),
+        Call::Devices => Answer::Devices(pool.devices()?),
+        Call::Status => Answer::Status(pool.status()?),
+        Call::SetTransactionId { from, to } => pool.set_transaction_id(from, to).map(|()| Answer::Done)?,
+        Call::Grow { data, metadata } => pool.grow(data, metadata).map(|()| Answer::Done)?,
+    })
+}

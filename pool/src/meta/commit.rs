@@ -1,0 +1,167 @@
+//! Closes a generation, writes it, and learns that it is durable.
+//!
+//! The crash argument. Between two superblocks every block written is one that the older superblock cannot reach:
+//! new nodes, bitmaps and the index go to blocks that were free in it, and stay free of its references because a
+//! block that it reaches is unavailable until a newer superblock is durable. So until the superblock is written any
+//! subset of the new blocks, in any order, whole or torn, changes nothing that the old one describes. The flush
+//! before the superblock makes all of them durable first; the superblock itself means something in its first sector
+//! only, so it is old or new, never a mixture. The flush behind it is the moment of truth: before it nobody is
+//! told that the change is durable and no block that the old superblock needs is handed out.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::device::BlockDevice;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Block, FLAG_NEEDS_CHECK, Node, SUPERBLOCK, Superblock};
+use crate::meta::btree::{TreeKind, insert, remove};
+use crate::meta::metadata::{DataRun, Metadata};
+use crate::meta::transaction::read_block;
+use crate::units::{DataBlock, METADATA_BLOCK_SIZE, MetaBlock};
+
+/// Bytes of one write, at most: adjacent blocks are merged up to here.
+const WRITE_MAX: usize = 1 << 20;
+
+enum Content {
+    Node(Arc<Node>),
+    Sealed(Box<Block>),
+}
+
+/// One closed generation of changes: blocks, and the superblock that makes them the truth.
+pub struct Frozen {
+    /// Ascending, each block once.
+    blocks: Vec<(MetaBlock, Content)>,
+    superblock: Box<Block>,
+}
+
+impl fmt::Debug for Frozen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frozen").field("blocks", &self.blocks.len()).finish_non_exhaustive()
+    }
+}
+
+impl Frozen {
+    /// Writes the blocks, flushes, writes the superblock, flushes. The data device must have been flushed before.
+    /// After an error nobody knows which superblock will be found on the disk: go on only after opening again.
+    pub fn write(&self, device: &dyn BlockDevice) -> Result<()> {
+        let mut run: Vec<u8> = Vec::new();
+        let mut start = MetaBlock(0);
+        for (block, content) in &self.blocks {
+            let end = start.0 + (run.len() / METADATA_BLOCK_SIZE) as u64;
+            if !run.is_empty() && (block.0 != end || run.len() >= WRITE_MAX) {
+                write_run(device, start, &run)?;
+                run.clear();
+            }
+            if run.is_empty() {
+                start = *block;
+            }
+            match content {
+                Content::Node(node) => run.extend_from_slice(&node.encode(*block)[..]),
+                Content::Sealed(bytes) => run.extend_from_slice(&bytes[..]),
+            }
+        }
+        if !run.is_empty() {
+            write_run(device, start, &run)?;
+        }
+        device.flush().map_err(|e| e.doing("flush the metadata before the superblock"))?;
+        write_run(device, SUPERBLOCK, &self.superblock[..])?;
+        device.flush().map_err(|e| e.doing("flush the superblock"))
+    }
+
+    /// Metadata blocks that the generation writes, the superblock included.
+    #[must_use]
+    pub fn block_count(&self) -> usize {
+        self.blocks.len() + 1
+    }
+}
+
+fn write_run(device: &dyn BlockDevice, start: MetaBlock, bytes: &[u8]) -> Result<()> {
+    device
+        .write_at(bytes, start.0 * METADATA_BLOCK_SIZE as u64)
+        .map_err(|e| e.doing(format_args!("write metadata from block {start} on")))
+}
+
+impl Metadata {
+    /// Closes the running generation; `None` if nothing changed. Errors: what a change can meet; nothing more can
+    /// be committed then. Panics if one generation is frozen already.
+    pub fn freeze(&mut self) -> Result<Option<Frozen>> {
+        assert!(!self.frozen, "the caller tells of a commit before it freezes again");
+        if !self.changed {
+            return Ok(None);
+        }
+        self.check_writable("commit")?;
+        let sealed = self
+            .alter(|this| {
+                let mut sealed = Vec::new();
+                this.write_details()?;
+                this.write_data_map(&mut sealed)?;
+                this.write_metadata_map(&mut sealed)?;
+                Ok(sealed)
+            })
+            .map_err(|e| e.doing("commit"))?;
+        let nodes = self.transaction.freeze();
+        let mut blocks: Vec<(MetaBlock, Content)> = nodes
+            .into_iter()
+            .map(|(block, node)| (block, Content::Node(node)))
+            .chain(sealed.into_iter().map(|(block, bytes)| (block, Content::Sealed(bytes))))
+            .collect();
+        blocks.sort_unstable_by_key(|&(block, _)| block);
+        debug_assert!(blocks.windows(2).all(|pair| pair[0].0 < pair[1].0), "a block has one content");
+        self.changed = false;
+        self.frozen = true;
+        Ok(Some(Frozen { blocks, superblock: self.superblock.encode(SUPERBLOCK) }))
+    }
+
+    /// The frozen generation is durable. Returns the data blocks that it freed, as runs; they stay
+    /// unavailable until `release_data`.
+    pub fn committed(&mut self, frozen: Frozen) -> Vec<DataRun> {
+        // Its nodes are shared with the transaction, which is about to keep them as equal to the disk.
+        drop(frozen);
+        self.frozen = false;
+        let mut runs: Vec<DataRun> = Vec::new();
+        for block in self.transaction.committed() {
+            match runs.last_mut() {
+                Some(run) if run.start.0 + run.len == block => run.len += 1,
+                _ => runs.push(DataRun { start: DataBlock(block), len: 1 }),
+            }
+        }
+        runs
+    }
+
+    fn write_details(&mut self) -> Result<()> {
+        let mut root = MetaBlock(self.superblock.details_root);
+        let mut items = Vec::new();
+        for id in std::mem::take(&mut self.details_changed) {
+            let key = u64::from(id.get());
+            match self.devices.get(&id) {
+                Some(device) => items.push((key, device.details)),
+                None => root = remove(&mut self.transaction, TreeKind::Details, root, key..key + 1)?.root,
+            }
+        }
+        if !items.is_empty() {
+            root = insert(&mut self.transaction, TreeKind::Details, root, &items)?.root;
+        }
+        self.superblock.details_root = root.0;
+        Ok(())
+    }
+
+    /// Sets the needs_check flag in the superblock on `device`, whatever else it says, and makes that durable: for
+    /// an owner whose commit failed and who cannot tell what the disk holds. Errors: `Corrupt`, `Io`.
+    pub fn mark_needs_check(device: &dyn BlockDevice) -> Result<()> {
+        let doing = "set needs_check";
+        let block = read_block(device, SUPERBLOCK).map_err(|e| e.doing(doing))?;
+        let mut superblock = Superblock::decode(SUPERBLOCK, &block).map_err(|e| e.doing(doing))?;
+        superblock.flags |= FLAG_NEEDS_CHECK;
+        write_run(device, SUPERBLOCK, &superblock.encode(SUPERBLOCK)[..]).map_err(|e| e.doing(doing))?;
+        device.flush().map_err(|e| e.doing(doing))
+    }
+}
+
+/// Errors with `Invalid` if `bytes` of metadata do not hold `blocks`.
+pub(in crate::meta) fn check_device_size(device: &dyn BlockDevice, blocks: u64, doing: &str) -> Result<()> {
+    let there = device.size() / METADATA_BLOCK_SIZE as u64;
+    if there >= blocks {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Invalid, format!("{doing}: {blocks} metadata blocks do not fit a device of {there}")))
+}

@@ -1,0 +1,3 @@
+//! What the tests of the metadata have in common: golden pools, and the judges of others.
+pub mod golden;
+pub mod judges;

@@ -1,0 +1,108 @@
+//! The grammar of the command line, and what every `--help` ends with.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::admin::Target;
+use crate::cli::container::ContainerVerb;
+use crate::cli::doctor::DoctorArgs;
+use crate::cli::image::ImageVerb;
+use crate::cli::pool::PoolVerb;
+use crate::cli::serve::ServeArgs;
+use crate::cli::snapshot::SnapshotVerb;
+
+/// The end of a `--help`: examples, then what the exit status means.
+macro_rules! examples {
+    ($($example:literal),+ $(,)?) => {
+        concat!(
+            "EXAMPLES:\n", $("  ", $example, "\n",)+
+            "\nEXIT STATUS:\n",
+            "  0  done\n  1  failed\n  2  wrong usage\n  3  damage found\n  4  no space\n  5  in use by another"
+        )
+    };
+}
+pub(crate) use examples;
+
+/// Thin-provisioned snapshots for containers: images as chains of thin snapshots, containers that copy a block
+/// when it is changed, never a file.
+#[derive(Debug, Parser)]
+#[command(
+    name = "thinsnap",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    after_help = examples!(
+        "thinsnap serve --root /var/lib/thinsnap --size 100G",
+        "thinsnap container create web --image debian:12",
+    )
+)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// The noun.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Directory of the pool and its records [default: /var/lib/thinsnap]
+    #[arg(long, global = true, value_name = "DIR", env = "THINSNAP_ROOT", help_heading = "Global options")]
+    pub root: Option<PathBuf>,
+    /// The service's socket [default: /run/thinsnap/thinsnap.sock, or the socket of whoever serves --root]
+    #[arg(long, global = true, value_name = "PATH", env = "THINSNAP_SOCKET", help_heading = "Global options")]
+    pub socket: Option<PathBuf>,
+    /// Print JSON: sizes in bytes, the same fields for ever
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub json: bool,
+    /// The space of snapshot names to work in; containerd's are named like its proxy plugins
+    #[arg(long, global = true, value_name = "NAME", default_value = "local", help_heading = "Global options")]
+    pub space: String,
+}
+
+impl Global {
+    pub(crate) fn target(&self) -> Target {
+        Target { socket: self.socket.clone(), root: self.root.clone() }
+    }
+}
+
+/// The nouns.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve snapshots to containerd, and to this command line
+    #[command(after_help = examples!(
+        "thinsnap serve --root /var/lib/thinsnap --socket /run/thinsnap/thinsnap.sock --size 100G",
+        "thinsnap serve --config /etc/thinsnap/thinsnap.toml --log-format json",
+    ))]
+    Serve(Box<ServeArgs>),
+    /// Make, look at, check and grow the pool
+    #[command(subcommand, arg_required_else_help = true, after_help = examples!(
+        "thinsnap pool create /var/lib/thinsnap --size 100G",
+        "thinsnap pool status --json",
+    ))]
+    Pool(PoolVerb),
+    /// Work with single snapshots
+    #[command(subcommand, arg_required_else_help = true, after_help = examples!(
+        "thinsnap snapshot tree",
+        "thinsnap snapshot ls --space thinsnap --json",
+    ))]
+    Snapshot(SnapshotVerb),
+    /// Import, list and remove images
+    #[command(subcommand, arg_required_else_help = true, after_help = examples!(
+        "thinsnap image import debian.tar --name debian:12",
+        "thinsnap image ls",
+    ))]
+    Image(ImageVerb),
+    /// Create, mount and remove containers' file systems
+    #[command(subcommand, arg_required_else_help = true, after_help = examples!(
+        "thinsnap container create web --image debian:12",
+        "thinsnap container mount web /mnt/web",
+    ))]
+    Container(ContainerVerb),
+    /// Say what this machine can do, what is missing, and how to fix it
+    #[command(after_help = examples!("thinsnap doctor", "thinsnap doctor --containerd-config"))]
+    Doctor(DoctorArgs),
+}

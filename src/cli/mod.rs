@@ -1,0 +1,18 @@
+//! The command line: one file per noun; parses, asks the admin service, renders the answer.
+mod args;
+mod container;
+mod doctor;
+mod image;
+mod mount_here;
+mod output;
+mod pool;
+mod render;
+mod run;
+mod serve;
+mod session;
+mod snapshot;
+mod tree;
+
+pub use args::{Cli, Command};
+pub use render::error_text;
+pub use run::run;

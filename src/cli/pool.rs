@@ -1,0 +1,150 @@
+//! `thinsnap pool`: status and growth of the pool that is served.
+
+use clap::Subcommand;
+use thinsnap_pool::ByteCount;
+
+use crate::admin::api;
+use crate::cli::args::{Global, examples};
+use crate::cli::output::Output;
+use crate::cli::render::{clean, percent, size};
+use crate::cli::serve::size as parse_size;
+use crate::cli::session::with_service;
+use crate::error::Result;
+use crate::grpc::error_of;
+
+/// The verbs of the pool.
+#[derive(Debug, Subcommand)]
+pub enum PoolVerb {
+    /// Show the pool's state: space, devices, sharing, and what is wrong
+    #[command(after_help = examples!("thinsnap pool status", "thinsnap --root /srv/pool pool status --json"))]
+    Status {
+        /// Leave out what the devices share: it costs a walk over every device's mappings
+        #[arg(long)]
+        no_sharing: bool,
+    },
+    /// Grow the pool while it is in use; sizes are totals, not additions
+    #[command(after_help = examples!("thinsnap pool grow --data 200G", "thinsnap pool grow --metadata 2G --json"))]
+    Grow {
+        /// Data space in all
+        #[arg(long, value_name = "SIZE", value_parser = parse_size, required_unless_present = "metadata")]
+        data: Option<ByteCount>,
+        /// Metadata space in all
+        #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+        metadata: Option<ByteCount>,
+    },
+}
+
+pub(crate) fn run(verb: &PoolVerb, global: &Global, output: Output) -> Result<()> {
+    match verb {
+        PoolVerb::Status { no_sharing } => {
+            let request = api::PoolStatusRequest { sharing: !no_sharing };
+            let status = with_service(&global.target(), |mut client| async move {
+                Ok(client.pool_status(request).await.map_err(|s| error_of(&s))?.into_inner())
+            })?;
+            output.answer(&status, status_text)
+        }
+        PoolVerb::Grow { data, metadata } => {
+            let request = api::PoolGrowRequest {
+                data_bytes: data.map(|size| size.0),
+                metadata_bytes: metadata.map(|size| size.0),
+            };
+            let status = with_service(&global.target(), |mut client| async move {
+                Ok(client.pool_grow(request).await.map_err(|s| error_of(&s))?.into_inner())
+            })?;
+            output.answer(&status, |status| {
+                let total = |space: &Option<api::PoolSpace>| size(space.map_or(0, |space| space.total_bytes));
+                format!("grown: data {}, metadata {}", total(&status.data), total(&status.metadata))
+            })
+        }
+    }
+}
+
+/// The first line tells if something is wrong, the last one what to do about it.
+fn status_text(status: &api::PoolStatusReply) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| text.push_str(&format!("{name:<12}{value}\n"));
+    let mode = match status.mode.as_str() {
+        "write" => "read-write",
+        "out_of_data_space" => "OUT OF DATA SPACE",
+        "read_only" => "READ ONLY",
+        _ => "FAILED",
+    };
+    let health = match status.warnings.as_slice() {
+        [] => "healthy".to_owned(),
+        warnings => warnings.iter().map(|warning| clean(warning)).collect::<Vec<_>>().join("; "),
+    };
+    line("pool", format!("{}, {}, {mode}, {health}", clean(&status.root), status.engine));
+    let space = |space: Option<api::PoolSpace>| {
+        let space = space.unwrap_or_default();
+        let (used, total) = (space.used_bytes, space.total_bytes);
+        format!("{:>9} of {:>9}  {:>5}", size(used), size(total), percent(used, total))
+    };
+    line("data", format!("{}   {} blocks", space(status.data), size(status.block_size_bytes)));
+    line("metadata", space(status.metadata));
+    line(
+        "devices",
+        format!(
+            "{}   {} active, {} views, {} committed; {} attached",
+            status.devices,
+            status.snapshots_active,
+            status.snapshots_view,
+            status.snapshots_committed,
+            status.active_devices
+        ),
+    );
+    if status.limbo > 0 {
+        line("limbo", format!("{}   being reclaimed", status.limbo));
+    }
+    if let Some(sharing) = status.sharing {
+        let used = status.data.map_or(0, |space| space.used_bytes);
+        let (saved, held) = (size(sharing.saved_bytes), size(sharing.held_bytes));
+        line("sharing", format!("{saved} saved: devices hold {held} in {}", size(used)));
+    }
+    line("transaction", status.transaction_id.to_string());
+    if let Some(advice) = &status.advice {
+        line("try", clean(advice));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::status_text;
+    use crate::admin::api;
+
+    fn status() -> api::PoolStatusReply {
+        api::PoolStatusReply {
+            root: "/srv/pool".into(),
+            engine: "embedded".into(),
+            mode: "write".into(),
+            block_size_bytes: 65536,
+            data: Some(api::PoolSpace { used_bytes: 12 << 30, total_bytes: 100 << 30, free_bytes: 88 << 30 }),
+            metadata: Some(api::PoolSpace { used_bytes: 1 << 20, total_bytes: 1 << 30, free_bytes: 0 }),
+            sharing: Some(api::PoolSharing { held_bytes: 42 << 30, saved_bytes: 30 << 30 }),
+            ..api::PoolStatusReply::default()
+        }
+    }
+
+    #[test]
+    fn a_healthy_pool_says_so_in_the_first_line() {
+        let text = status_text(&status());
+        assert_eq!(text.lines().next(), Some("pool        /srv/pool, embedded, read-write, healthy"));
+        assert!(text.contains("12 %") && text.contains("30.0 GiB saved: devices hold 42.0 GiB in 12.0 GiB"), "{text}");
+        assert!(!text.contains("limbo"));
+    }
+
+    #[test]
+    fn trouble_stands_first_and_the_cure_last() {
+        let text = status_text(&api::PoolStatusReply {
+            mode: "read_only".into(),
+            warnings: vec!["the pool accepts no changes: a write failed".into()],
+            advice: Some("thinsnap pool check".into()),
+            ..status()
+        });
+        assert!(
+            text.lines().next().is_some_and(|line| line.contains("READ ONLY, the pool accepts no changes")),
+            "{text}"
+        );
+        assert_eq!(text.lines().last(), Some("try         thinsnap pool check"));
+    }
+}

@@ -1,0 +1,21 @@
+//! From a parsed command to its noun.
+
+use crate::cli::args::{Cli, Command};
+use crate::cli::output::Output;
+use crate::cli::{container, doctor, image, pool, snapshot};
+use crate::error::Result;
+use crate::serve;
+
+/// Runs a command; its answer goes to stdout. The error's kind tells the exit status.
+pub fn run(cli: Cli) -> Result<()> {
+    let Cli { global, command } = cli;
+    let output = Output::new(global.json);
+    match command {
+        Command::Serve(args) => serve::run(&args.config(&global)?),
+        Command::Pool(verb) => pool::run(&verb, &global, output),
+        Command::Snapshot(verb) => snapshot::run(verb, &global, output),
+        Command::Image(verb) => image::run(verb, &global, output),
+        Command::Container(verb) => container::run(verb, &global, output),
+        Command::Doctor(args) => doctor::run(&args, &global, output),
+    }
+}
