@@ -7,6 +7,7 @@ mod digest;
 mod docker;
 mod files;
 mod images;
+mod import;
 mod layer;
 mod limits;
 mod oci;
@@ -16,6 +17,7 @@ mod progress;
 mod record;
 mod tar;
 
+pub(crate) use images::image_record;
 pub use images::{Images, ImportRequest, Imported, Removed};
 pub use layer::{AppliedLayer, apply_layer};
 pub use limits::Limits;
