@@ -61,11 +61,8 @@ pub fn thin_restore(xml: &str, size: usize) -> Option<Vec<u8>> {
     let (input, output) = (tempfile::NamedTempFile::new().unwrap(), tempfile::NamedTempFile::new().unwrap());
     fs::write(input.path(), xml).unwrap();
     fs::write(output.path(), vec![0; size]).unwrap();
-    let done = run(
-        None,
-        "thin_restore",
-        &["-i", input.path().to_str().unwrap(), "-o", output.path().to_str().unwrap()],
-    )?;
+    let done =
+        run(None, "thin_restore", &["-i", input.path().to_str().unwrap(), "-o", output.path().to_str().unwrap()])?;
     assert!(done.status.success(), "thin_restore: {}", String::from_utf8_lossy(&done.stderr));
     Some(fs::read(output.path()).unwrap())
 }

@@ -11,7 +11,10 @@ pub(super) const OUT_HEADER: usize = 16;
 /// The node of the directory.
 pub(super) const ROOT_NODE: u64 = 1;
 /// Most payload bytes in one READ or WRITE: 256 pages, the kernel's default limit.
-pub(super) const PAYLOAD_MAX: usize = 1 << 20;
+pub(super) const PAYLOAD_MAX: usize = PAYLOAD_BYTES as usize;
+
+const PAYLOAD_BYTES: u32 = PAGES as u32 * 4096;
+const PAGES: u16 = 256;
 
 const MAJOR: u32 = 7;
 const MINOR_MIN: u32 = 31;
@@ -168,12 +171,11 @@ pub(super) fn answer_init(arguments: &[u8]) -> Option<Vec<u8>> {
     let low = u64::from(u32_at(arguments, 12)?);
     let high = if low & INIT_EXT == 0 { 0 } else { u64::from(u32_at(arguments, 16)?) };
     let flags = (high << 32 | low) & WANTED;
-    let page = 4096;
     let mut out = Bytes::with_capacity(64);
     out.u32(MAJOR).u32(MINOR).u32(readahead).u32(low_half(flags));
     out.u16(BACKGROUND_MAX).u16(BACKGROUND_MAX / 4 * 3);
-    out.u32(PAYLOAD_MAX as u32).u32(1);
-    out.u16((PAYLOAD_MAX / page) as u16).u16(0);
+    out.u32(PAYLOAD_BYTES).u32(1);
+    out.u16(PAGES).u16(0);
     out.u32(low_half(flags >> 32));
     out.zeroes(28);
     Some(out.0)
