@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use thinsnap_pool::{ConnectOptions, HostClient, SpawnOptions, StopOutcome, connect_or_spawn};
+use thinsnap_pool::{ConnectOptions, HostClient, PoolPaths, SpawnOptions, StopOutcome, connect_or_spawn};
 
-use crate::admin::pool_files::PoolFiles;
+use crate::admin::pool_files::{self, pool_paths_of};
 use crate::config::Config;
 use crate::container::Containers;
 use crate::error::{Error, ErrorKind, Result};
@@ -48,20 +48,20 @@ impl Backend {
     /// Opens everything. Errors: `InUse` if another process has it open, `NotFound` if there is no pool and none
     /// is to be made, and those of the layers below.
     pub fn open(config: &Config, missing: PoolMissing) -> Result<Self> {
-        let files = PoolFiles::of(&config.root);
-        if missing == PoolMissing::Refuse && !files.exist()? {
-            return Err(Error::new(ErrorKind::NotFound, format!("no pool in {}", config.root.display())).advise(
-                format!(
-                    "thinsnap pool create {} --size 100G, or name another directory with --root",
-                    config.root.display()
-                ),
-            ));
+        let paths = pool_paths_of(&config.root);
+        let made = pool_files::is_made(&paths)?;
+        match (made, missing) {
+            (true, _) => pool_files::agree(&paths, &config.pool)?,
+            (false, PoolMissing::Create) => pool_files::check_plan(config)?,
+            (false, PoolMissing::Refuse) => return Err(no_pool(config)),
         }
-        private_dir(&config.root)?;
-        // From here to the end of the process: whoever opens the same root gets `InUse`.
-        let store = Store::open(&config.root.join("store.redb"))?;
+        let store = lock_root(&config.root)?;
+        if !made {
+            pool_files::make(config)?;
+            tracing::info!(root = %config.root.display(), "made a pool");
+        }
         private_dir(&config.run_dir)?;
-        let host = Arc::new(connect_or_spawn(&spawn_options(config, &files)?)?);
+        let host = Arc::new(connect_or_spawn(&spawn_options(config, &paths)?)?);
         let snapshotter = Snapshotter::open(Arc::clone(&host) as _, store.clone(), config.snapshotter.clone())?;
         let images = Images::open(Arc::clone(&snapshotter), store.clone(), &config.root.join("work"))?;
         let containers = Containers::new(Arc::clone(&snapshotter), store);
@@ -108,15 +108,42 @@ impl Backend {
     }
 }
 
-fn spawn_options(config: &Config, files: &PoolFiles) -> Result<SpawnOptions> {
+/// Makes the pool of a configuration and nothing else; who serves the root meanwhile makes it `InUse`.
+pub fn create_pool(config: &Config) -> Result<()> {
+    pool_files::check_plan(config)?;
+    if pool_files::is_made(&pool_paths_of(&config.root))? {
+        let root = config.root.display();
+        return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a pool in {root} already"))
+            .advise("choose another directory, or grow this one: thinsnap pool grow --data SIZE"));
+    }
+    let _store = lock_root(&config.root)?;
+    pool_files::make(config)
+}
+
+/// Opens the store. From here to its drop, whoever opens the same root gets `InUse`.
+fn lock_root(root: &Path) -> Result<Store> {
+    private_dir(root)?;
+    Store::open(&root.join("store.redb")).map_err(|error| match error.kind() {
+        ErrorKind::InUse => error.advise("another process has it open: if it is a service, name its --socket"),
+        _ => error,
+    })
+}
+
+fn no_pool(config: &Config) -> Error {
+    let root = config.root.display();
+    Error::new(ErrorKind::NotFound, format!("no pool in {root}"))
+        .advise(format!("thinsnap pool create {root} --size 100G, or name another directory with --root"))
+}
+
+fn spawn_options(config: &Config, paths: &PoolPaths) -> Result<SpawnOptions> {
     let program = std::env::current_exe().map_err(|error| Error::io("find this program's own file", error))?;
     let socket = config.run_dir.join("host.sock");
     let args = [
         "pool-host".into(),
         "--data".into(),
-        files.data.clone().into_os_string(),
+        paths.data.clone().into_os_string(),
         "--metadata".into(),
-        files.metadata.clone().into_os_string(),
+        paths.metadata.clone().into_os_string(),
         "--run-dir".into(),
         config.run_dir.clone().into_os_string(),
     ];
@@ -130,7 +157,7 @@ fn spawn_options(config: &Config, files: &PoolFiles) -> Result<SpawnOptions> {
 }
 
 /// A directory that only its owner may enter: snapshots hold other people's setuid programs.
-fn private_dir(path: &Path) -> Result<()> {
+pub(super) fn private_dir(path: &Path) -> Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)
             .map_err(|error| Error::io(format!("make the directory {}", parent.display()), error))?;

@@ -110,11 +110,7 @@ impl Connection {
         let config = Config::load(None, Overrides { root: target.root.clone(), ..Overrides::default() })?;
         let backend = tokio::task::spawn_blocking(move || Backend::open(&config, PoolMissing::Refuse))
             .await
-            .map_err(|error| Error::with_source(ErrorKind::Internal, "open the pool", error))?
-            .map_err(|error| match error.kind() {
-                ErrorKind::InUse => error.advise("another process has it open: if it is a service, name its --socket"),
-                _ => error,
-            })?;
+            .map_err(|error| Error::with_source(ErrorKind::Internal, "open the pool", error))??;
         let backend = Arc::new(backend);
         let (near, far) = tokio::io::duplex(DUPLEX_SIZE);
         let service = AdminServer::new(AdminService::new(Arc::clone(&backend), BlockingCalls::default()))

@@ -11,8 +11,8 @@ mod protocol;
 mod server;
 mod snapshot_verbs;
 
-pub use backend::{Backend, PoolMissing};
+pub use backend::{Backend, PoolMissing, create_pool};
 pub use client::{Connection, Target, socket_link_of};
-pub use pool_files::PoolFiles;
+pub use pool_files::pool_paths_of;
 pub use protocol::api;
 pub use server::AdminService;

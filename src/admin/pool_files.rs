@@ -1,56 +1,180 @@
 //! Where a root directory keeps its pool: `pool/data` and `pool/metadata`, files or links to devices.
 //!
-//! A link is the whole memory of `--data-device`: it is written before the pool is made on the device, and
-//! the next start needs no option.
+//! A link is the whole memory of `--data-device`: it is made before the pool is, and the next start needs no
+//! option.
 
+use std::fs::File;
+use std::io::{ErrorKind as IoKind, Read};
 use std::path::{Path, PathBuf};
 
-use crate::config::PoolConfig;
+use thinsnap_pool::{CreateOptions, PoolPaths, create};
+
+use crate::config::{Config, PoolConfig};
 use crate::error::{Error, ErrorKind, Result};
 
-/// The two files or devices of a pool.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PoolFiles {
-    /// Data blocks.
-    pub data: PathBuf,
-    /// Metadata.
-    pub metadata: PathBuf,
+/// Where the pool of `root` is, whether it exists or not.
+#[must_use]
+pub fn pool_paths_of(root: &Path) -> PoolPaths {
+    PoolPaths::in_dir(&root.join("pool"))
 }
 
-impl PoolFiles {
-    /// Where they are below `root`, whether they exist or not.
-    #[must_use]
-    pub fn of(root: &Path) -> Self {
-        let dir = root.join("pool");
-        Self { data: dir.join("data"), metadata: dir.join("metadata") }
+/// True if a pool has been made there: its metadata begins with something. A maker that died before the
+/// superblock leaves zeroes, and is made again.
+pub(super) fn is_made(paths: &PoolPaths) -> Result<bool> {
+    let doing = || format!("look for a pool at {}", paths.metadata.display());
+    let mut file = match File::open(&paths.metadata) {
+        Ok(file) => file,
+        Err(error) if error.kind() == IoKind::NotFound => return Ok(false),
+        Err(error) => return Err(Error::io(doing(), error)),
+    };
+    let mut start = [0; 4096];
+    match file.read_exact(&mut start) {
+        Ok(()) => Ok(start.iter().any(|byte| *byte != 0)),
+        Err(error) if error.kind() == IoKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(Error::io(doing(), error)),
     }
+}
 
-    /// True if both are there.
-    pub fn exist(&self) -> Result<bool> {
-        let there = |path: &Path| {
-            path.try_exists().map_err(|error| Error::io(format!("look for the pool at {}", path.display()), error))
-        };
-        Ok(there(&self.metadata)? && there(&self.data)?)
+/// Refuses to make a pool without knowing how large, before anything is touched.
+pub(super) fn check_plan(config: &Config) -> Result<()> {
+    if config.pool.size.is_none() && config.pool.data_device.is_none() {
+        let root = config.root.display();
+        return Err(Error::new(ErrorKind::InvalidArgument, format!("no pool in {root}, and no size to make one of"))
+            .advise("give --size 100G, or --data-device; files grow as blocks are used"));
     }
+    Ok(())
+}
 
-    /// Refuses a configuration that names other devices than the ones the pool was made on.
-    pub fn agree_with(&self, config: &PoolConfig) -> Result<()> {
-        for (what, file, device) in
-            [("data", &self.data, &config.data_device), ("metadata", &self.metadata, &config.metadata_device)]
-        {
-            let Some(device) = device else { continue };
-            let real = |path: &Path| {
-                path.canonicalize()
-                    .map_err(|error| Error::io(format!("find the {what} device {}", path.display()), error))
-            };
-            if real(file)? != real(device)? {
-                return Err(Error::new(
-                    ErrorKind::InvalidArgument,
-                    format!("the pool's {what} is {}, not {}", real(file)?.display(), device.display()),
-                )
-                .advise(format!("leave --{what}-device out, or choose another --root for another pool")));
+/// Makes the pool that the configuration describes. The caller holds the root's lock. After an error nothing is
+/// left behind. Errors: `AlreadyExists`, `InvalidArgument`, `NoSpace`, `NotFound` (a device).
+pub(super) fn make(config: &Config) -> Result<()> {
+    check_plan(config)?;
+    let paths = pool_paths_of(&config.root);
+    let dir = config.root.join("pool");
+    super::backend::private_dir(&dir)?;
+    let mut links = Links::default();
+    links.make(&paths.data, config.pool.data_device.as_deref())?;
+    links.make(&paths.metadata, config.pool.metadata_device.as_deref())?;
+    create(&CreateOptions {
+        paths,
+        data_size: config.pool.size,
+        metadata_size: config.pool.metadata_size,
+        block_size: config.pool.block_size,
+    })?;
+    links.keep();
+    Ok(())
+}
+
+/// Refuses a configuration that names other devices than those the pool was made on.
+pub(super) fn agree(paths: &PoolPaths, config: &PoolConfig) -> Result<()> {
+    let real = |what: &str, path: &Path| {
+        path.canonicalize().map_err(|error| Error::io(format!("find the {what} device {}", path.display()), error))
+    };
+    for (what, file, device) in
+        [("data", &paths.data, &config.data_device), ("metadata", &paths.metadata, &config.metadata_device)]
+    {
+        let Some(device) = device else { continue };
+        let (has, wants) = (real(what, file)?, real(what, device)?);
+        if has != wants {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("the pool's {what} is {}, not {}", has.display(), wants.display()),
+            )
+            .advise(format!("leave --{what}-device out, or choose another --root for another pool")));
+        }
+    }
+    Ok(())
+}
+
+/// Links to devices; taken back when dropped, unless they are kept.
+#[derive(Default)]
+struct Links(Vec<PathBuf>);
+
+impl Links {
+    fn make(&mut self, link: &Path, device: Option<&Path>) -> Result<()> {
+        let Some(device) = device else { return Ok(()) };
+        let doing = || format!("link {} to {}", link.display(), device.display());
+        let real = device.canonicalize().map_err(|error| Error::io(doing(), error))?;
+        match std::os::unix::fs::symlink(&real, link) {
+            Ok(()) => self.0.push(link.to_owned()),
+            // Left by a maker that died, and the same.
+            Err(error) if error.kind() == IoKind::AlreadyExists => {
+                if std::fs::read_link(link).ok() != Some(real) {
+                    return Err(Error::io(doing(), error));
+                }
             }
+            Err(error) => return Err(Error::io(doing(), error)),
         }
         Ok(())
+    }
+
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        for link in &self.0 {
+            if let Err(error) = std::fs::remove_file(link) {
+                tracing::warn!(%error, link = %link.display(), "a link to a device is left behind");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{agree, is_made, make, pool_paths_of};
+    use crate::config::{Config, Overrides};
+    use crate::error::ErrorKind;
+    use std::path::Path;
+    use thinsnap_pool::ByteCount;
+
+    fn config(root: &Path, overrides: Overrides) -> Config {
+        Config::load(None, Overrides { root: Some(root.to_owned()), ..overrides }).unwrap()
+    }
+
+    #[test]
+    fn a_pool_without_a_size_is_refused_and_nothing_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = make(&config(dir.path(), Overrides::default())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+        assert!(error.advice().unwrap().contains("--size"));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_pool_on_devices_remembers_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, metadata) = (dir.path().join("d"), dir.path().join("m"));
+        for (path, size) in [(&data, 64 << 20), (&metadata, 4 << 20)] {
+            std::fs::File::create(path).unwrap().set_len(size).unwrap();
+        }
+        let root = dir.path().join("root");
+        std::fs::create_dir(&root).unwrap();
+        let devices = Overrides {
+            data_device: Some(data.clone()),
+            metadata_device: Some(metadata.clone()),
+            ..Overrides::default()
+        };
+        let config = config(&root, devices);
+        let paths = pool_paths_of(&root);
+        assert!(!is_made(&paths).unwrap());
+        make(&config).unwrap();
+        assert!(is_made(&paths).unwrap());
+        agree(&paths, &config.pool).unwrap();
+        let swapped = crate::config::PoolConfig { data_device: Some(metadata), ..config.pool };
+        assert_eq!(agree(&paths, &swapped).unwrap_err().kind(), ErrorKind::InvalidArgument);
+    }
+
+    #[test]
+    fn a_pool_that_cannot_be_made_leaves_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("d");
+        std::fs::write(&data, vec![7; 1 << 20]).unwrap();
+        let devices = Overrides { data_device: Some(data), size: Some(ByteCount(1 << 20)), ..Overrides::default() };
+        make(&config(dir.path(), devices)).unwrap_err();
+        assert!(std::fs::symlink_metadata(dir.path().join("pool/data")).is_err());
     }
 }
