@@ -18,7 +18,9 @@ pub use export::{
     DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, FuseExporter, FuseOptions, Volume, keep_resident,
 };
 pub use format::Mapping;
-pub use host::{ConnectOptions, HostClient, HostInfo, HostOptions, SpawnOptions, StopOutcome, connect_or_spawn};
+pub use host::{
+    ConnectOptions, HostClient, HostInfo, HostOptions, SpawnOptions, StopOutcome, connect_or_spawn, run as run_host,
+};
 pub use meta::{DataRun, DeviceDetails, FormatOptions, Frozen, MappedRun, Metadata, OpenMode, SpaceCounts};
 pub use open::{CreateOptions, PoolPaths, create, open_embedded};
 pub use status::{ChangedRange, DeviceUsage, PoolMode, PoolStatus, Space};

@@ -108,6 +108,12 @@ impl Backend {
     }
 }
 
+/// Where the pool-host of a run directory listens.
+#[must_use]
+pub fn host_socket_of(run_dir: &Path) -> PathBuf {
+    run_dir.join("host.sock")
+}
+
 /// Makes the pool of a configuration and nothing else; who serves the root meanwhile makes it `InUse`.
 pub fn create_pool(config: &Config) -> Result<()> {
     pool_files::check_plan(config)?;
@@ -137,7 +143,7 @@ fn no_pool(config: &Config) -> Error {
 
 fn spawn_options(config: &Config, paths: &PoolPaths) -> Result<SpawnOptions> {
     let program = std::env::current_exe().map_err(|error| Error::io("find this program's own file", error))?;
-    let socket = config.run_dir.join("host.sock");
+    let socket = host_socket_of(&config.run_dir);
     let args = [
         "pool-host".into(),
         "--data".into(),

@@ -18,7 +18,7 @@ use crate::admin::peer::LocalStream;
 use crate::admin::protocol::api::admin_client::AdminClient;
 use crate::admin::protocol::api::admin_server::AdminServer;
 use crate::admin::server::AdminService;
-use crate::config::{Config, Overrides, SOCKET_DEFAULT, run_dir_of};
+use crate::config::{Config, Overrides};
 use crate::error::{Error, ErrorKind, Result};
 use crate::grpc::{BlockingCalls, MESSAGE_SIZE_MAX};
 
@@ -32,6 +32,8 @@ pub struct Target {
     pub socket: Option<PathBuf>,
     /// `--root`: the one that serves this directory, or one inside this process.
     pub root: Option<PathBuf>,
+    /// `--config`: what else a service inside this process has to know.
+    pub config: Option<PathBuf>,
 }
 
 /// A connection; [`Connection::close`] ends a service inside this process in good order.
@@ -49,20 +51,22 @@ impl Connection {
     /// Connects. Errors: `Unavailable` if `--socket` names a service that does not answer; `InUse` if another
     /// process has the root open but does not answer; `NotFound` if there is neither service nor pool.
     pub async fn open(target: &Target) -> Result<Self> {
-        let socket = socket_of(target);
+        let config = config_of(target)?;
+        let socket = socket_of(target, &config);
         match probe(&socket)? {
             Probe::Alive => Self::over_socket(socket).await,
             Probe::Absent if target.socket.is_some() => {
                 Err(Error::new(ErrorKind::Unavailable, format!("no service answers at {}", socket.display()))
                     .advise("start one (thinsnap serve --socket PATH), or leave --socket out"))
             }
-            Probe::Absent => Self::in_process(target).await,
+            Probe::Absent => Self::in_process(config).await,
         }
     }
 
     /// True if a service of its own answers; never starts one.
     pub fn service_answers(target: &Target) -> Result<bool> {
-        Ok(matches!(probe(&socket_of(target))?, Probe::Alive))
+        let config = config_of(target)?;
+        Ok(matches!(probe(&socket_of(target, &config))?, Probe::Alive))
     }
 
     /// The service's client.
@@ -106,8 +110,7 @@ impl Connection {
         Ok(Self { channel, local: None })
     }
 
-    async fn in_process(target: &Target) -> Result<Self> {
-        let config = Config::load(None, Overrides { root: target.root.clone(), ..Overrides::default() })?;
+    async fn in_process(config: Config) -> Result<Self> {
         let backend = tokio::task::spawn_blocking(move || Backend::open(&config, PoolMissing::Refuse))
             .await
             .map_err(|error| Error::with_source(ErrorKind::Internal, "open the pool", error))??;
@@ -137,11 +140,16 @@ pub fn socket_link_of(run_dir: &Path) -> PathBuf {
     run_dir.join("service.sock")
 }
 
-fn socket_of(target: &Target) -> PathBuf {
+fn config_of(target: &Target) -> Result<Config> {
+    let overrides = Overrides { root: target.root.clone(), socket: target.socket.clone(), ..Overrides::default() };
+    Config::load(target.config.as_deref(), overrides)
+}
+
+/// A socket that was named; else the link that whoever serves the root has made; else the configuration's.
+fn socket_of(target: &Target, config: &Config) -> PathBuf {
     match (&target.socket, &target.root) {
-        (Some(socket), _) => socket.clone(),
-        (None, Some(root)) => socket_link_of(&run_dir_of(root)),
-        (None, None) => PathBuf::from(SOCKET_DEFAULT),
+        (None, Some(_)) => socket_link_of(&config.run_dir),
+        (Some(_), _) | (None, None) => config.socket.path.clone(),
     }
 }
 

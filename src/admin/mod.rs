@@ -11,7 +11,7 @@ mod protocol;
 mod server;
 mod snapshot_verbs;
 
-pub use backend::{Backend, PoolMissing, create_pool};
+pub use backend::{Backend, PoolMissing, create_pool, host_socket_of};
 pub use client::{Connection, Target, socket_link_of};
 pub use pool_files::pool_paths_of;
 pub use protocol::api;

@@ -55,6 +55,9 @@ pub struct Global {
     /// The service's socket [default: /run/thinsnap/thinsnap.sock, or the socket of whoever serves --root]
     #[arg(long, global = true, value_name = "PATH", env = "THINSNAP_SOCKET", help_heading = "Global options")]
     pub socket: Option<PathBuf>,
+    /// Configuration file; options stand over it
+    #[arg(long, global = true, value_name = "FILE", env = "THINSNAP_CONFIG", help_heading = "Global options")]
+    pub config: Option<PathBuf>,
     /// Print JSON: sizes in bytes, the same fields for ever
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
@@ -65,7 +68,7 @@ pub struct Global {
 
 impl Global {
     pub(crate) fn target(&self) -> Target {
-        Target { socket: self.socket.clone(), root: self.root.clone() }
+        Target { socket: self.socket.clone(), root: self.root.clone(), config: self.config.clone() }
     }
 }
 
@@ -105,4 +108,24 @@ pub enum Command {
     /// Say what this machine can do, what is missing, and how to fix it
     #[command(after_help = examples!("thinsnap doctor", "thinsnap doctor --containerd-config"))]
     Doctor(DoctorArgs),
+    /// Serve one pool's devices (started by the service itself)
+    #[command(hide = true, after_help = examples!(
+        "thinsnap pool-host --data DIR/pool/data --metadata DIR/pool/metadata --run-dir /run/thinsnap/x",
+        "thinsnap serve --root DIR   (starts the pool-host that it needs)",
+    ))]
+    PoolHost(PoolHostArgs),
+}
+
+/// What the service tells the pool-host that it starts.
+#[derive(Debug, Clone, Args)]
+pub struct PoolHostArgs {
+    /// The pool's data file or device
+    #[arg(long, value_name = "PATH")]
+    pub data: PathBuf,
+    /// The pool's metadata file or device
+    #[arg(long, value_name = "PATH")]
+    pub metadata: PathBuf,
+    /// Directory for the socket, the lock and the exports
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: PathBuf,
 }

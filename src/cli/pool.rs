@@ -1,20 +1,38 @@
-//! `thinsnap pool`: status and growth of the pool that is served.
+//! `thinsnap pool`: make, look at, and grow the pool.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use serde::Serialize;
 use thinsnap_pool::ByteCount;
 
-use crate::admin::api;
+use crate::admin::{api, create_pool, pool_paths_of};
 use crate::cli::args::{Global, examples};
 use crate::cli::output::Output;
 use crate::cli::render::{clean, percent, size};
-use crate::cli::serve::size as parse_size;
+use crate::cli::serve::{PoolLayout, size as parse_size};
 use crate::cli::session::with_service;
-use crate::error::Result;
+use crate::config::{Config, Overrides};
+use crate::error::{Error, Result};
 use crate::grpc::error_of;
 
 /// The verbs of the pool.
 #[derive(Debug, Subcommand)]
 pub enum PoolVerb {
+    /// Make a pool: two sparse files in a directory, or two block devices
+    #[command(after_help = examples!(
+        "thinsnap pool create /var/lib/thinsnap --size 100G",
+        "thinsnap pool create /srv/p --data-device /dev/vg0/data --metadata-device /dev/vg0/meta",
+    ))]
+    Create {
+        /// The root directory of the pool and its records [default: --root]
+        #[arg(value_name = "DIR")]
+        dir: Option<PathBuf>,
+        #[command(flatten)]
+        layout: PoolLayout,
+    },
     /// Show the pool's state: space, devices, sharing, and what is wrong
     #[command(after_help = examples!("thinsnap pool status", "thinsnap --root /srv/pool pool status --json"))]
     Status {
@@ -36,6 +54,20 @@ pub enum PoolVerb {
 
 pub(crate) fn run(verb: &PoolVerb, global: &Global, output: Output) -> Result<()> {
     match verb {
+        PoolVerb::Create { dir, layout } => {
+            let root = dir.clone().or_else(|| global.root.clone());
+            let config = Config::load(global.config.as_deref(), Overrides { root, ..layout.overrides() })?;
+            create_pool(&config)?;
+            output.answer(&created(&config)?, |made| {
+                format!(
+                    "made a pool in {}: data {}, metadata {}, {} blocks",
+                    clean(&made.root),
+                    size(made.data_bytes),
+                    size(made.metadata_bytes),
+                    size(made.block_size_bytes)
+                )
+            })
+        }
         PoolVerb::Status { no_sharing } => {
             let request = api::PoolStatusRequest { sharing: !no_sharing };
             let status = with_service(&global.target(), |mut client| async move {
@@ -57,6 +89,30 @@ pub(crate) fn run(verb: &PoolVerb, global: &Global, output: Output) -> Result<()
             })
         }
     }
+}
+
+/// What `pool create` made.
+#[derive(Debug, Serialize)]
+struct Created {
+    root: String,
+    data_bytes: u64,
+    metadata_bytes: u64,
+    block_size_bytes: u64,
+}
+
+fn created(config: &Config) -> Result<Created> {
+    let paths = pool_paths_of(&config.root);
+    // The end of a file or of a device.
+    let len = |path: &Path| {
+        let end = File::open(path).and_then(|mut file| file.seek(SeekFrom::End(0)));
+        end.map_err(|error| Error::io(format!("read the size of {}", path.display()), error))
+    };
+    Ok(Created {
+        root: config.root.to_string_lossy().into_owned(),
+        data_bytes: len(&paths.data)?,
+        metadata_bytes: len(&paths.metadata)?,
+        block_size_bytes: config.pool.block_size.bytes(),
+    })
 }
 
 /// The first line tells if something is wrong, the last one what to do about it.

@@ -1,6 +1,8 @@
 //! From a parsed command to its noun.
 
-use crate::cli::args::{Cli, Command};
+use thinsnap_pool::PoolPaths;
+
+use crate::cli::args::{Cli, Command, PoolHostArgs};
 use crate::cli::output::Output;
 use crate::cli::{container, doctor, image, pool, snapshot};
 use crate::error::Result;
@@ -17,5 +19,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Image(verb) => image::run(verb, &global, output),
         Command::Container(verb) => container::run(verb, &global, output),
         Command::Doctor(args) => doctor::run(&args, &global, output),
+        Command::PoolHost(PoolHostArgs { data, metadata, run_dir }) => {
+            serve::pool_host(&PoolPaths { metadata, data }, &run_dir)
+        }
     }
 }

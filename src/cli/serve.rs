@@ -12,9 +12,6 @@ use crate::error::Result;
 /// Options of `serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// Configuration file; the options below stand over it
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
     #[command(flatten)]
     layout: PoolLayout,
     /// What is logged to stderr: error, warn, info, debug, trace, or a filter such as thinsnap=debug
@@ -68,7 +65,7 @@ impl ServeArgs {
             log_format: self.log_format,
             ..self.layout.overrides()
         };
-        Config::load(self.config.as_deref(), overrides)
+        Config::load(global.config.as_deref(), overrides)
     }
 }
 

@@ -2,7 +2,9 @@
 mod health;
 mod log;
 mod notify;
+mod pool_host;
 mod run;
 mod socket;
 
+pub use pool_host::pool_host;
 pub use run::run;

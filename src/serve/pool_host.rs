@@ -1,0 +1,30 @@
+//! `thinsnap pool-host`: the process that serves one pool's devices; started by the service, outlives it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thinsnap_pool::{
+    Exporter, FuseExporter, FuseOptions, HostOptions, PoolPaths, ThinPool, keep_resident, open_embedded, run_host,
+};
+
+use crate::admin::host_socket_of;
+use crate::config::LogFormat;
+use crate::error::Result;
+use crate::serve::log;
+
+/// A host that nobody needs any more ends by itself after this long. Longer than a restart of the service takes.
+const IDLE_AFTER: Duration = Duration::from_secs(60);
+
+/// The whole life of the process. Its log goes to the file that the service gave it as stderr.
+pub fn pool_host(paths: &PoolPaths, run_dir: &Path) -> Result<()> {
+    log::start("info", LogFormat::Text)?;
+    let options = HostOptions { socket: host_socket_of(run_dir), idle_after: IDLE_AFTER, supervised: true };
+    run_host(&options, || {
+        keep_resident();
+        let exporter: Arc<dyn Exporter> = Arc::new(FuseExporter::start(FuseOptions::new(run_dir.join("export")))?);
+        let pool: Arc<dyn ThinPool> = open_embedded(paths, Arc::clone(&exporter))?;
+        Ok((pool, exporter))
+    })?;
+    Ok(())
+}
