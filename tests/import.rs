@@ -4,6 +4,10 @@
 mod archive;
 #[path = "support/archive_hostile.rs"]
 mod archive_hostile;
+#[path = "support/archive_images.rs"]
+mod archive_images;
+#[path = "support/archive_pool.rs"]
+mod archive_pool;
 #[path = "support/archive_tree.rs"]
 mod archive_tree;
 
@@ -13,6 +17,8 @@ use std::path::Path;
 
 use archive::{Member, Tar};
 use archive_hostile::{Outcome, corpus};
+use archive_images::{have, run, umoci_image};
+use archive_pool::Bench;
 use archive_tree::{Times, assert_same, read_tree};
 use tempfile::TempDir;
 use thinsnap::error::{Error, ErrorKind};
@@ -102,4 +108,51 @@ fn root_a_layer_gets_every_attribute_that_its_archive_tells() {
     assert_eq!((tree["fifo"].kind, tree["fifo"].mode), ('p', 0o600));
     assert_eq!((tree["old"].mtime, tree["old"].xattrs["user.a"].as_slice()), ((-2, 500_000_000), &b"line\nline"[..]));
     assert_eq!(tree["big-owner"].owner, (4_294_967_294, 3_000_000_000));
+}
+
+#[test]
+fn root_an_image_of_umoci_unpacks_to_the_tree_that_umoci_makes_of_it() {
+    if !have(&["umoci", "skopeo"]) {
+        return;
+    }
+    let bench = Bench::new();
+    let (layout, theirs) = umoci_image(bench.path());
+    let theirs = read_tree(&theirs, Times::OfFiles);
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let from = format!("oci:{}:it", text(&layout));
+    let docker = bench.path().join("docker.tar");
+    run("skopeo", &["copy", &from, &format!("docker-archive:{}:it:latest", text(&docker))]);
+    let oci = bench.path().join("oci.tar");
+    run(
+        "skopeo",
+        &[
+            "copy",
+            "--dest-compress-format",
+            "zstd",
+            "--dest-compress",
+            &from,
+            &format!("oci-archive:{}:it", text(&oci)),
+        ],
+    );
+    let packed = bench.path().join("packed.tar.gz");
+    std::fs::write(&packed, archive::gzip(&std::fs::read(&docker).unwrap())).unwrap();
+
+    let first = bench.import(&layout, "layout").unwrap();
+    assert_eq!((first.layers_applied, first.layers_present), (6, 0));
+    bench.look_into("layout", |root| assert_same(&read_tree(root, Times::OfFiles), &theirs));
+    for (source, name) in [(&docker, "docker"), (&oci, "oci"), (&packed, "packed")] {
+        let again = bench.import(source, name).unwrap();
+        assert_eq!((again.layers_applied, again.layers_present), (0, 6), "{name}");
+        assert_eq!(again.image.top(), first.image.top(), "{name}");
+    }
+    for name in ["layout", "docker", "oci"] {
+        assert_eq!(bench.images().remove(name).unwrap().layers_removed, 0);
+    }
+    assert_eq!(bench.images().remove("packed").unwrap().layers_removed, 6);
+    for (source, name) in [(&docker, "docker"), (&oci, "oci"), (&packed, "packed")] {
+        assert_eq!(bench.import(source, name).unwrap().layers_applied, 6, "{name}");
+        bench.look_into(name, |root| assert_same(&read_tree(root, Times::OfFiles), &theirs));
+        assert_eq!(bench.images().remove(name).unwrap().layers_removed, 6, "{name}");
+    }
+    assert_eq!(bench.snapshots(), []);
 }

@@ -41,7 +41,7 @@ impl ArchiveSource for &[u8] {}
 pub(in crate::image) enum EndMark {
     /// Nothing else tells whether it is whole.
     Required,
-    /// A digest tells whether it is whole, and some builders write none.
+    /// A digest tells whether it is whole, and some builders end with the last byte of content.
     Optional,
 }
 
@@ -92,8 +92,9 @@ impl<R: ArchiveSource> TarReader<R> {
 
     /// The next member; passes over what is left of the current one. `None` at the end mark.
     pub(in crate::image) fn next_entry(&mut self) -> Result<Option<Entry>> {
-        self.skip(self.content_left + self.padding)?;
-        (self.content_left, self.padding) = (0, 0);
+        self.skip(self.content_left)?;
+        self.content_left = 0;
+        self.skip_padding()?;
         if self.ended {
             return Ok(None);
         }
@@ -374,6 +375,17 @@ impl<R: ArchiveSource> TarReader<R> {
             filled += step;
         }
         Ok(true)
+    }
+
+    /// Passes over the rest of the content's last block, which umoci leaves out at the end of an archive.
+    fn skip_padding(&mut self) -> Result<()> {
+        let padding = std::mem::take(&mut self.padding);
+        match (self.source.skip(padding), self.end_mark) {
+            (Ok(()), _) => self.at += padding,
+            (Err(error), EndMark::Optional) if error.kind() == io::ErrorKind::UnexpectedEof => self.ended = true,
+            (Err(error), _) => return Err(source_error(error, self.at)),
+        }
+        Ok(())
     }
 
     fn skip(&mut self, bytes: u64) -> Result<()> {
