@@ -1,4 +1,5 @@
 //! A thin pool in dm-thin's on-disk format: devices that share blocks, snapshots, copy-on-write, exports.
+mod check;
 mod device;
 mod embedded;
 mod error;
@@ -11,6 +12,7 @@ mod status;
 mod thin_pool;
 mod units;
 
+pub use check::{DumpSource, Finding, Progress, Report, Severity, audit, dump};
 pub use device::{BlockDevice, CutImage, FileDevice, MemoryDevice, PowerCutDevice, PowerSupply};
 pub use embedded::EmbeddedPool;
 pub use error::{Error, ErrorKind, Result};

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use support::golden::{Golden, all, golden};
-use support::judges::assert_thin_check_accepts;
-use thinsnap_pool::{DataRun, DeviceId, ErrorKind, MemoryDevice, Metadata, OpenMode, VirtualBlock};
+use support::judges::{assert_sound, assert_thin_check_accepts, thin_dump, thin_restore};
+use thinsnap_pool::{
+    DataRun, DeviceId, DumpSource, ErrorKind, MemoryDevice, Metadata, OpenMode, Severity, VirtualBlock, audit, dump,
+};
 
 const WHOLE: std::ops::Range<VirtualBlock> = VirtualBlock(0)..VirtualBlock(u64::MAX);
 
@@ -110,6 +112,7 @@ fn every_golden_pool_can_be_changed_and_stays_sound() {
             frozen.write(&*device).unwrap();
             metadata.committed(frozen);
             assert_thin_check_accepts(&device.to_bytes(), &golden.name);
+            assert_sound(&device.to_bytes(), &golden.name);
         }
         for (origin, _) in &before {
             while !metadata.delete_step(*origin, 20).unwrap() {}
@@ -119,5 +122,66 @@ fn every_golden_pool_can_be_changed_and_stays_sound() {
             metadata.committed(frozen);
         }
         assert_thin_check_accepts(&device.to_bytes(), &golden.name);
+        assert_sound(&device.to_bytes(), &golden.name);
+    }
+}
+
+#[test]
+fn the_audit_finds_no_fault_in_what_the_kernel_wrote() {
+    for golden in all() {
+        let mut last = None;
+        let seen = std::cell::RefCell::new(&mut last);
+        let report = audit(&MemoryDevice::from_bytes(golden.image.clone()), &|progress| {
+            **seen.borrow_mut() = Some(progress);
+        })
+        .unwrap();
+        assert!(report.is_sound() && !report.incomplete, "{}: {:#?}", golden.name, report.findings);
+        assert_eq!(json!(report.metadata_used), golden.facts["summary"]["metadata_allocated"]);
+        assert_eq!(json!(report.data_used), golden.facts["summary"]["data_allocated"]);
+        assert_eq!(report.devices, golden.facts["devices"].as_object().unwrap().len() as u64);
+        assert_eq!(report.needs_check, golden.name == "11-needs-check");
+        assert_eq!(last.unwrap().checked_blocks, last.unwrap().used_blocks);
+        match golden.name.as_str() {
+            "11-needs-check" => assert_eq!(report.findings.len(), 1, "the flag is all there is to say"),
+            "14-thin-restore-0.9" => {
+                assert_eq!(report.findings.len(), 5, "{:#?}", report.findings);
+                assert_eq!(report.worst(), Some(Severity::Note));
+            }
+            _ => assert!(report.findings.is_empty(), "{}: {:#?}", golden.name, report.findings),
+        }
+    }
+}
+
+fn dumped(image: &[u8], source: DumpSource) -> String {
+    let mut out = Vec::new();
+    dump(&MemoryDevice::from_bytes(image.to_vec()), source, &mut out).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn a_dump_is_what_thin_dump_prints() {
+    for golden in all() {
+        if let Some(expected) = thin_dump(&golden.image, &[]) {
+            assert_eq!(dumped(&golden.image, DumpSource::Live), expected, "{}", golden.name);
+        }
+        if golden.facts["superblock"]["held_root"] == 0 {
+            let error = dump(&MemoryDevice::from_bytes(golden.image), DumpSource::Held, &mut Vec::new()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotFound);
+        } else if let Some(expected) = thin_dump(&golden.image, &["-m"]) {
+            assert_eq!(dumped(&golden.image, DumpSource::Held), expected, "{}", golden.name);
+        }
+    }
+}
+
+#[test]
+fn a_dump_of_ours_restored_by_thin_restore_is_the_same_pool() {
+    for golden in all().into_iter().filter(|golden| golden.name != "11-needs-check") {
+        let xml = dumped(&golden.image, DumpSource::Live);
+        let Some(restored) = thin_restore(&xml, golden.image.len()) else { return };
+        assert_sound(&restored, &golden.name);
+        assert_eq!(dumped(&restored, DumpSource::Live), xml);
+        let restored = Golden { image: restored, ..golden };
+        let (_, metadata) = open(&restored, OpenMode::ReadWrite).unwrap();
+        assert_eq!(metadata.devices().unwrap().len(), restored.facts["devices"].as_object().unwrap().len());
     }
 }

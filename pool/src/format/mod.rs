@@ -6,6 +6,7 @@ mod mapping;
 mod node;
 mod space_map;
 mod superblock;
+mod tree_kind;
 
 pub(crate) use bytes::{Block, zeroed_block};
 pub(crate) use checksum::{BlockKind, seal, verify};
@@ -16,3 +17,4 @@ pub(crate) use space_map::{
     Bitmap, ENTRIES_PER_BITMAP, INDEX_ENTRIES_MAX, IndexEntry, OVERFLOW, SpaceMapRoot, decode_index, encode_index,
 };
 pub(crate) use superblock::{FLAG_NEEDS_CHECK, SUPERBLOCK, Superblock};
+pub(crate) use tree_kind::TreeKind;

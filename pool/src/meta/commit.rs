@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Block, FLAG_NEEDS_CHECK, Node, SUPERBLOCK, Superblock};
-use crate::meta::btree::{TreeKind, insert, remove};
+use crate::format::{Block, FLAG_NEEDS_CHECK, Node, SUPERBLOCK, Superblock, TreeKind};
+use crate::meta::btree::{insert, remove};
 use crate::meta::metadata::{DataRun, Metadata};
 use crate::meta::transaction::read_block;
 use crate::units::{DataBlock, METADATA_BLOCK_SIZE, MetaBlock};

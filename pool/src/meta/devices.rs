@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{DeviceDetails, Node};
-use crate::meta::btree::{Place, TreeKind, insert, release, remove};
+use crate::format::{DeviceDetails, Node, TreeKind};
+use crate::meta::btree::{Place, insert, release, remove};
 use crate::meta::metadata::{Device, Metadata};
 use crate::meta::room::{Demand, Reserve};
 use crate::meta::transaction::Transaction;

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use crate::device::{BlockDevice, MemoryDevice};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{ENTRIES_PER_BITMAP, Node, SUPERBLOCK, Superblock};
-use crate::meta::btree::TreeKind;
+use crate::format::{ENTRIES_PER_BITMAP, Node, SUPERBLOCK, Superblock, TreeKind};
 use crate::meta::commit::{Frozen, check_device_size};
 use crate::meta::counts::Counts;
 use crate::meta::metadata::{FormatOptions, Metadata, OpenMode};

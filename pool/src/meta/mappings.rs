@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::Mapping;
-use crate::meta::btree::{ALL_KEYS, Flow, TreeKind, insert, lookup, remove, span_is_empty, walk};
+use crate::format::{Mapping, TreeKind};
+use crate::meta::btree::{ALL_KEYS, Flow, insert, lookup, remove, span_is_empty, walk};
 use crate::meta::metadata::{DataRun, MappedRun, Metadata};
 use crate::meta::room::{Demand, Reserve};
 use crate::units::{DataBlock, DeviceId, VirtualBlock};

@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Bitmap, DeviceDetails, IndexEntry, OVERFLOW, SUPERBLOCK, SpaceMapRoot, Superblock, decode_index};
+use crate::format::{
+    Bitmap, DeviceDetails, IndexEntry, OVERFLOW, SUPERBLOCK, SpaceMapRoot, Superblock, TreeKind, decode_index,
+};
 use crate::meta::bitset::Bitset;
-use crate::meta::btree::{ALL_KEYS, Flow, TreeKind, walk};
+use crate::meta::btree::{ALL_KEYS, Flow, walk};
 use crate::meta::counts::Counts;
 use crate::meta::metadata::{Device, Metadata, OpenMode};
 use crate::meta::transaction::{Transaction, read_block};

@@ -7,8 +7,8 @@
 //! only when no count changes any more are the bitmaps filled in.
 
 use crate::error::Result;
-use crate::format::{Bitmap, Block, IndexEntry, OVERFLOW, encode_index};
-use crate::meta::btree::{TreeKind, insert, lookup, remove};
+use crate::format::{Bitmap, Block, IndexEntry, OVERFLOW, TreeKind, encode_index};
+use crate::meta::btree::{insert, lookup, remove};
 use crate::meta::metadata::Metadata;
 use crate::units::MetaBlock;
 

@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Block, Mapping, Node, zeroed_block};
-use crate::meta::btree::TreeKind;
+use crate::format::{Block, Mapping, Node, TreeKind, zeroed_block};
 use crate::meta::cache::{BlockMap, NodeCache};
 use crate::meta::counts::Counts;
 use crate::units::{METADATA_BLOCK_SIZE, MetaBlock};

@@ -1,8 +1,8 @@
 //! What a device holds, what it alone holds, and where two devices differ.
 
 use crate::error::Result;
-use crate::format::Mapping;
-use crate::meta::btree::{Place, TreeKind, diff};
+use crate::format::{Mapping, TreeKind};
+use crate::meta::btree::{Place, diff};
 use crate::meta::metadata::{Device, Metadata};
 use crate::status::{ChangedRange, DeviceUsage};
 use crate::units::{ByteCount, DeviceId, MetaBlock, VirtualBlock};

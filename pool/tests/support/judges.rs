@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use thinsnap_pool::{MemoryDevice, audit};
+
 /// Where the 1.x tools are looked for if `THIN_TOOLS_11` does not say.
 const TOOLS_11: &str = "/var/cache/thinsnap-tests/thin-tools-1.1/usr/sbin";
 
@@ -27,6 +29,13 @@ fn run(folder: Option<&Path>, tool: &str, arguments: &[&str]) -> Option<Output> 
         }
         Err(error) => panic!("{}: {error}", program.display()),
     }
+}
+
+/// Panics with the findings unless our own audit finds nothing worse than notes.
+pub fn assert_sound(image: &[u8], story: &str) {
+    let report = audit(&MemoryDevice::from_bytes(image.to_vec()), &|_| ()).unwrap();
+    let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+    assert!(report.is_sound() && !report.incomplete, "{story}: {findings:#?}");
 }
 
 /// Panics with the judge's words unless every thin_check at hand accepts the metadata.

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::meta::btree::place::{ALL_KEYS, Place, TreeKind};
+use crate::format::TreeKind;
+use crate::meta::btree::place::{ALL_KEYS, Place};
 use crate::meta::transaction::Transaction;
 use crate::units::MetaBlock;
 

@@ -4,8 +4,8 @@
 //! last two are full, and the last has at least the third that a node must have.
 
 use crate::error::Result;
-use crate::format::{Node, Value, entries_max};
-use crate::meta::btree::place::{Place, TreeKind};
+use crate::format::{Node, TreeKind, Value, entries_max};
+use crate::meta::btree::place::Place;
 use crate::meta::transaction::Transaction;
 use crate::units::MetaBlock;
 

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::format::Value;
-use crate::meta::btree::place::{Place, TreeKind};
+use crate::format::{TreeKind, Value};
+use crate::meta::btree::place::Place;
 use crate::meta::btree::walk::{Flow, walk};
 use crate::meta::transaction::Transaction;
 use crate::units::MetaBlock;

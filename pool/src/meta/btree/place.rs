@@ -9,56 +9,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::Node;
+use crate::format::{Node, TreeKind};
 use crate::meta::transaction::Transaction;
 use crate::units::MetaBlock;
 
-/// Levels of a tree, at most: with a third of 252 children a node, 11 levels hold more than 2^64 keys.
-const DEPTH_MAX: usize = 16;
-
 /// Every key that a tree of ours may hold.
 pub(crate) const ALL_KEYS: Range<u64> = 0..u64::MAX;
-
-/// The trees of a pool; each has its own kind of leaf.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TreeKind {
-    /// Device id to the root of its mapping tree.
-    Top,
-    /// Virtual block to packed mapping.
-    Mapping,
-    /// Device id to details.
-    Details,
-    /// Number of a data bitmap to its index entry.
-    DataIndex,
-    /// Data block to a count of three or more.
-    DataOverflow,
-    /// Metadata block to a count of three or more.
-    MetadataOverflow,
-}
-
-impl TreeKind {
-    /// Bytes of a leaf's value.
-    pub(crate) fn value_size(self) -> usize {
-        match self {
-            Self::Top | Self::Mapping => 8,
-            Self::Details => 24,
-            Self::DataIndex => 16,
-            Self::DataOverflow | Self::MetadataOverflow => 4,
-        }
-    }
-
-    /// What people call it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Top => "top mapping tree",
-            Self::Mapping => "mapping tree",
-            Self::Details => "device details tree",
-            Self::DataIndex => "data index tree",
-            Self::DataOverflow => "data overflow tree",
-            Self::MetadataOverflow => "metadata overflow tree",
-        }
-    }
-}
 
 /// A node's location, what may be in it, and its parent.
 pub(crate) struct Place<'a> {
@@ -100,8 +56,8 @@ impl<'a> Place<'a> {
         let node = transaction.read(self.kind, self.block).map_err(|e| e.doing(self))?;
         let keys = node.keys();
         let (first, last) = (keys.first().copied(), keys.last().copied());
-        let problem = if self.depth >= DEPTH_MAX {
-            format!("the tree is deeper than {DEPTH_MAX} levels")
+        let problem = if self.depth >= TreeKind::DEPTH_MAX {
+            format!("the tree is deeper than {} levels", TreeKind::DEPTH_MAX)
         } else if first.is_some_and(|k| k < self.bounds.start) || last.is_some_and(|k| k >= self.bounds.end) {
             format!(
                 "keys {}..={} are outside {}..{}, which the parent leaves to the node",

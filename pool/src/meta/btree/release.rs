@@ -1,8 +1,8 @@
 //! Gives up one reference to a whole tree; what nobody else refers to is freed.
 
 use crate::error::Result;
-use crate::format::Mapping;
-use crate::meta::btree::place::{Place, TreeKind};
+use crate::format::{Mapping, TreeKind};
+use crate::meta::btree::place::Place;
 use crate::meta::transaction::Transaction;
 
 /// Gives up one reference to the node at `place`; with the last one its children and data blocks follow. Costs

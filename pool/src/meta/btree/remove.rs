@@ -5,9 +5,9 @@
 use std::ops::Range;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Mapping, Node};
+use crate::format::{Mapping, Node, TreeKind};
 use crate::meta::btree::lookup::span_is_empty;
-use crate::meta::btree::place::{Place, TreeKind};
+use crate::meta::btree::place::Place;
 use crate::meta::btree::release::release;
 use crate::meta::btree::walk::count_entries;
 use crate::meta::transaction::Transaction;

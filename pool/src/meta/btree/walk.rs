@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::format::Node;
-use crate::meta::btree::place::{Place, TreeKind};
+use crate::format::{Node, TreeKind};
+use crate::meta::btree::place::Place;
 use crate::meta::transaction::Transaction;
 use crate::units::MetaBlock;
 

@@ -1,0 +1,13 @@
+//! Judges metadata that anybody may have written, and prints it: reads a bare device, changes nothing.
+mod audit;
+mod clock;
+mod dump;
+mod maps;
+mod reader;
+mod report;
+mod tally;
+mod trees;
+
+pub use audit::{Progress, audit};
+pub use dump::{DumpSource, dump};
+pub use report::{Finding, Report, Severity};
