@@ -1,0 +1,183 @@
+//! containerd's laws of a snapshotter, over a model pool and over the real engine.
+
+#[path = "support/client.rs"]
+mod client;
+#[path = "support/laws.rs"]
+mod laws;
+#[path = "support/model_pool.rs"]
+mod model_pool;
+#[path = "support/mount_laws.rs"]
+mod mount_laws;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use client::{Client, DirectClient};
+use model_pool::ModelPool;
+use thinsnap::config::{Profile, SnapshotterConfig};
+use thinsnap::snapshot::FsType;
+use thinsnap::snapshotter::Snapshotter;
+use thinsnap::store::Store;
+use thinsnap_pool::{
+    BlockSize, ByteCount, CreateOptions, FuseExporter, FuseOptions, PoolPaths, ThinPool, create, open_embedded,
+};
+use tonic::Code;
+
+const MIB: u64 = 1 << 20;
+
+fn config(dir: &Path) -> SnapshotterConfig {
+    let profile = |fs, size| Profile { fs, size: ByteCount(size) };
+    SnapshotterConfig {
+        profiles: BTreeMap::from([("xfs".to_owned(), profile(FsType::Xfs, 320 * MIB))]),
+        default_profile: profile(FsType::Ext4, 128 * MIB),
+        data_floor: ByteCount(MIB),
+        metadata_floor: ByteCount(4096),
+        work_dir: dir.join("work"),
+    }
+}
+
+fn snapshotter(pool: Arc<dyn ThinPool>, dir: &Path) -> Arc<Snapshotter> {
+    Snapshotter::open(pool, Store::open(&dir.join("store.redb")).unwrap(), config(dir)).unwrap()
+}
+
+/// Loop devices and mounts need root.
+fn can_run(test: &str) -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        println!("SKIPPED: {test} needs root for loop devices and mounts");
+    }
+    root
+}
+
+fn model(dir: &Path) -> Arc<ModelPool> {
+    let files = dir.join("devices");
+    std::fs::create_dir(&files).unwrap();
+    Arc::new(ModelPool::new(&files))
+}
+
+fn run_laws(snapshotter: Arc<Snapshotter>, space: &str, dir: &Path) {
+    let scratch = dir.join("laws");
+    std::fs::create_dir(&scratch).unwrap();
+    laws::run_all(&DirectClient::new(snapshotter, space), &scratch);
+}
+
+#[test]
+fn root_the_laws_hold_on_ext4_over_a_model_pool() {
+    if can_run("the contract over a model pool") {
+        let dir = tempfile::tempdir().unwrap();
+        run_laws(snapshotter(model(dir.path()), dir.path()), "ext4", dir.path());
+    }
+}
+
+#[test]
+fn root_the_laws_hold_on_xfs_over_a_model_pool() {
+    if can_run("the contract on XFS") {
+        let dir = tempfile::tempdir().unwrap();
+        run_laws(snapshotter(model(dir.path()), dir.path()), "xfs", dir.path());
+    }
+}
+
+#[test]
+fn root_the_laws_hold_over_the_embedded_engine() {
+    if can_run("the contract over the embedded engine") {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = PoolPaths::in_dir(&dir.path().join("pool"));
+        create(&CreateOptions {
+            paths: paths.clone(),
+            data_size: Some(ByteCount(8 << 30)),
+            metadata_size: None,
+            block_size: BlockSize::DEFAULT,
+        })
+        .unwrap();
+        let exporter = Arc::new(FuseExporter::start(FuseOptions::new(dir.path().join("export"))).unwrap());
+        let pool = open_embedded(&paths, exporter).unwrap();
+        let snapshotter = snapshotter(pool.clone(), dir.path());
+        run_laws(snapshotter.clone(), "ext4", dir.path());
+        for info in DirectClient::new(snapshotter.clone(), "ext4").list(&[]).unwrap() {
+            println!("left: {info:?}");
+        }
+        drop(snapshotter);
+        pool.close().unwrap();
+    }
+}
+
+#[test]
+fn root_a_pool_below_its_floor_takes_no_new_snapshot_but_does_everything_else() {
+    if !can_run("the floor") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let pool = model(dir.path());
+    let snapshotter = snapshotter(pool.clone(), dir.path());
+    let client = DirectClient::new(snapshotter, "ext4");
+    client.prepare("active", "", &[]).unwrap();
+    client.prepare("other", "", &[]).unwrap();
+    pool.set_data_free(MIB - 1);
+    // The pool's state may be as old as the admission says; what is promised is that it gets through.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    let refusal = loop {
+        match client.prepare("new", "", &[]) {
+            Err(failure) => break failure,
+            Ok(_) => client.remove("new").unwrap(),
+        }
+        assert!(std::time::Instant::now() < deadline, "the floor is never seen");
+    };
+    assert_eq!(refusal.code, Code::ResourceExhausted, "{}", refusal.message);
+    client.commit("layer", "active").unwrap();
+    client.view("view", "layer", &[]).unwrap();
+    client.mounts("other").unwrap();
+    client.remove("other").unwrap();
+    client.cleanup().unwrap();
+    assert_eq!(client.list(&[]).unwrap().len(), 2);
+}
+
+#[test]
+fn root_nothing_is_left_in_the_pool_when_everything_was_removed() {
+    if !can_run("the clean end") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let pool = model(dir.path());
+    let snapshotter = snapshotter(pool.clone(), dir.path());
+    let client = DirectClient::new(snapshotter.clone(), "ext4");
+    for round in 0..3 {
+        client.prepare("a", "", &[]).unwrap();
+        client.commit("layer", "a").unwrap();
+        client.prepare("b", "layer", &[]).unwrap();
+        client.view("c", "layer", &[]).unwrap();
+        for key in ["b", "c", "layer"] {
+            client.remove(key).unwrap();
+        }
+        client.cleanup().unwrap();
+        assert_eq!(pool.devices().unwrap().len(), 1, "round {round}: only the base device");
+        assert_eq!(pool.status().unwrap().active_devices, 0, "round {round}");
+        assert_eq!(snapshotter.limbo_len().unwrap(), 0, "round {round}");
+    }
+}
+
+#[test]
+fn root_a_reopened_service_finds_its_snapshots_and_activates_them_on_demand() {
+    if !can_run("reopening") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let pool = model(dir.path());
+    let first = snapshotter(pool.clone(), dir.path());
+    let client = DirectClient::new(first, "ext4");
+    client.prepare("a", "", &[]).unwrap();
+    client.commit("layer", "a").unwrap();
+    client.prepare("active", "layer", &[]).unwrap();
+    client.view("view", "layer", &[]).unwrap();
+    drop(client);
+    for id in pool.devices().unwrap() {
+        assert!(pool.deactivate(id).unwrap(), "as a reboot would");
+    }
+    let second = snapshotter(pool.clone(), dir.path());
+    let client = DirectClient::new(second, "ext4");
+    for key in ["active", "view"] {
+        let mounts = client.mounts(key).unwrap();
+        assert!(mounts[0].source.exists(), "{key}");
+    }
+    assert_eq!(client.list(&[]).unwrap().len(), 3);
+}
