@@ -11,7 +11,7 @@ mod mount_laws;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use client::{Client, DirectClient};
 use model_pool::ModelPool;
@@ -41,13 +41,17 @@ fn snapshotter(pool: Arc<dyn ThinPool>, dir: &Path) -> Arc<Snapshotter> {
     Snapshotter::open(pool, Store::open(&dir.join("store.redb")).unwrap(), config(dir)).unwrap()
 }
 
+/// One test at a time: a process that one of them starts holds, between fork and exec, whatever files the
+/// others have open, and an unmount in that moment finds its file system busy.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// Loop devices and mounts need root.
-fn can_run(test: &str) -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        println!("SKIPPED: {test} needs root for loop devices and mounts");
+fn can_run(test: &str) -> Option<MutexGuard<'static, ()>> {
+    if nix::unistd::geteuid().is_root() {
+        return Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner));
     }
-    root
+    println!("SKIPPED: {test} needs root for loop devices and mounts");
+    None
 }
 
 fn model(dir: &Path) -> Arc<ModelPool> {
@@ -64,7 +68,7 @@ fn run_laws(snapshotter: Arc<Snapshotter>, space: &str, dir: &Path) {
 
 #[test]
 fn root_the_laws_hold_on_ext4_over_a_model_pool() {
-    if can_run("the contract over a model pool") {
+    if let Some(_alone) = can_run("the contract over a model pool") {
         let dir = tempfile::tempdir().unwrap();
         run_laws(snapshotter(model(dir.path()), dir.path()), "ext4", dir.path());
     }
@@ -72,7 +76,7 @@ fn root_the_laws_hold_on_ext4_over_a_model_pool() {
 
 #[test]
 fn root_the_laws_hold_on_xfs_over_a_model_pool() {
-    if can_run("the contract on XFS") {
+    if let Some(_alone) = can_run("the contract on XFS") {
         let dir = tempfile::tempdir().unwrap();
         run_laws(snapshotter(model(dir.path()), dir.path()), "xfs", dir.path());
     }
@@ -80,7 +84,7 @@ fn root_the_laws_hold_on_xfs_over_a_model_pool() {
 
 #[test]
 fn root_the_laws_hold_over_the_embedded_engine() {
-    if can_run("the contract over the embedded engine") {
+    if let Some(_alone) = can_run("the contract over the embedded engine") {
         let dir = tempfile::tempdir().unwrap();
         let paths = PoolPaths::in_dir(&dir.path().join("pool"));
         create(&CreateOptions {
@@ -104,9 +108,7 @@ fn root_the_laws_hold_over_the_embedded_engine() {
 
 #[test]
 fn root_a_pool_below_its_floor_takes_no_new_snapshot_but_does_everything_else() {
-    if !can_run("the floor") {
-        return;
-    }
+    let Some(_alone) = can_run("the floor") else { return };
     let dir = tempfile::tempdir().unwrap();
     let pool = model(dir.path());
     let snapshotter = snapshotter(pool.clone(), dir.path());
@@ -134,9 +136,7 @@ fn root_a_pool_below_its_floor_takes_no_new_snapshot_but_does_everything_else() 
 
 #[test]
 fn root_nothing_is_left_in_the_pool_when_everything_was_removed() {
-    if !can_run("the clean end") {
-        return;
-    }
+    let Some(_alone) = can_run("the clean end") else { return };
     let dir = tempfile::tempdir().unwrap();
     let pool = model(dir.path());
     let snapshotter = snapshotter(pool.clone(), dir.path());
@@ -158,9 +158,7 @@ fn root_nothing_is_left_in_the_pool_when_everything_was_removed() {
 
 #[test]
 fn root_a_reopened_service_finds_its_snapshots_and_activates_them_on_demand() {
-    if !can_run("reopening") {
-        return;
-    }
+    let Some(_alone) = can_run("reopening") else { return };
     let dir = tempfile::tempdir().unwrap();
     let pool = model(dir.path());
     let first = snapshotter(pool.clone(), dir.path());

@@ -33,7 +33,10 @@ impl Snapshotter {
         self.pool.create_thin(id)?;
         let path = self.pool.activate(id, size, Access::ReadWrite)?;
         self.filesystems.make(fs, &path, size).map_err(|e| e.doing(&doing))?;
-        self.pool.deactivate(id)?;
+        if !self.deactivate_soon(id)? {
+            return Err(Error::new(ErrorKind::InUse, format!("{doing}: a process keeps device {id} open"))
+                .advise("try again; `thinsnap doctor` says which process it is"));
+        }
         self.store.write(move |txn| {
             txn.leave_limbo(id);
             txn.set_base(fs, size, id)

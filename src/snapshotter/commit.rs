@@ -54,12 +54,12 @@ impl Snapshotter {
     fn settle(&self, active: &Snapshot) -> Result<bool> {
         if let Some(path) = self.pool.active_path(active.device)? {
             // Mounted and torn file systems look alike here; being open tells them apart below.
-            let unclean = self.filesystems.needs_replay(active.fs, &path)?;
+            if !self.filesystems.needs_replay(active.fs, &path)? {
+                // Surely not mounted for writing.
+                return self.deactivate_soon(active.device);
+            }
             if !self.pool.deactivate(active.device)? {
                 return Ok(false);
-            }
-            if !unclean {
-                return Ok(true);
             }
         }
         // It was not active, as after a reboot, or its file system was torn away: look, and mend.
@@ -74,7 +74,7 @@ impl Snapshotter {
                 .replay(active.fs, &path)
                 .map_err(|e| e.doing(format!("replay the journal of {:?}", active.name.as_str())))?;
         }
-        Ok(self.pool.deactivate(device)?)
+        self.deactivate_soon(device)
     }
 
     /// A clean snapshot of a device that is in use.

@@ -1,8 +1,9 @@
 //! Mounts: what a client mounts to see a snapshot; activates the device if need be.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use thinsnap_pool::Access;
+use thinsnap_pool::{Access, DeviceId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{FsType, Kind, Mount, Name, Snapshot, Space};
@@ -31,6 +32,26 @@ impl Snapshotter {
         let _hold = self.claims.hold(snapshot.device);
         let path = self.pool.activate(snapshot.device, snapshot.size, access)?;
         Ok(mounts_of(&snapshot, path))
+    }
+}
+
+/// How long a passing opener is waited for.
+const OPENER_PATIENCE: Duration = Duration::from_millis(500);
+/// How often to look; the pool tells nobody when the last opener goes.
+const OPENER_INTERVAL: Duration = Duration::from_millis(2);
+
+impl Snapshotter {
+    /// Deactivates a device that is mounted nowhere. A passing opener is waited for: udev looks into every
+    /// block device that appears, and again after every unmount. False: somebody stays.
+    pub(super) fn deactivate_soon(&self, id: DeviceId) -> Result<bool> {
+        let deadline = Instant::now() + OPENER_PATIENCE;
+        while !self.pool.deactivate(id)? {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            std::thread::park_timeout(OPENER_INTERVAL);
+        }
+        Ok(true)
     }
 }
 
