@@ -3,7 +3,7 @@
 mod support;
 
 use proptest::prelude::{ProptestConfig, proptest};
-use support::judges::{assert_sound, assert_thin_check_accepts};
+use support::judges::{assert_device_sound, assert_thin_check_accepts};
 use support::story::{Sizes, Step, Teller, story};
 
 /// Audits after each commit; every so many commits others judge too.
@@ -12,8 +12,7 @@ fn tell(sizes: Sizes, steps: &[Step]) -> usize {
     for (nr, step) in steps.iter().enumerate() {
         teller.tell(step);
         if matches!(step, Step::Commit | Step::Reopen) {
-            let image = thinsnap_pool::MemoryDevice::to_bytes(&teller.device);
-            assert_sound(&image, &format!("after step {nr}, {step:?}"));
+            assert_device_sound(&*teller.device, &format!("after step {nr}, {step:?}"));
         }
         if matches!(step, Step::Reopen) {
             teller.compare();
@@ -22,7 +21,7 @@ fn tell(sizes: Sizes, steps: &[Step]) -> usize {
     teller.compare();
     teller.commit();
     let image = teller.device.to_bytes();
-    assert_sound(&image, "at the end");
+    assert_device_sound(&*teller.device, "at the end");
     assert_thin_check_accepts(&image, "at the end");
     teller.reopen();
     teller.compare();

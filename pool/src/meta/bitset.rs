@@ -121,10 +121,10 @@ impl Bitset {
         let end = start.saturating_add(limit).min(self.len);
         let mut at = start;
         while at < end {
-            let word = self.words[word_of(at)] >> (at % BITS);
-            let step = u64::from(word.trailing_zeros()).min(BITS - at % BITS);
-            at += step;
-            if step < BITS && at % BITS != 0 {
+            let left_in_word = BITS - at % BITS;
+            let zeroes = u64::from((self.words[word_of(at)] >> (at % BITS)).trailing_zeros());
+            at += zeroes.min(left_in_word);
+            if zeroes < left_in_word {
                 break;
             }
         }

@@ -22,18 +22,22 @@ fn folder() -> PathBuf {
 
 /// The golden pool whose name begins with `number`.
 pub fn golden(number: &str) -> Golden {
-    all().into_iter().find(|golden| golden.name.starts_with(number)).expect("a golden pool of that number")
+    load(names().into_iter().find(|name| name.starts_with(number)).expect("a golden pool of that number"))
 }
 
 /// Every golden pool, by name.
 pub fn all() -> Vec<Golden> {
+    names().into_iter().map(load).collect()
+}
+
+fn names() -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(folder())
         .unwrap()
         .filter_map(|entry| Some(entry.unwrap().file_name().to_str()?.strip_suffix(".json")?.to_owned()))
         .collect();
     names.sort();
     assert_eq!(names.len(), 10, "ten golden pools");
-    names.into_iter().map(load).collect()
+    names
 }
 
 fn load(name: String) -> Golden {

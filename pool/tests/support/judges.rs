@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use thinsnap_pool::{MemoryDevice, audit};
+use thinsnap_pool::{BlockDevice, MemoryDevice, audit};
 
 /// Where the 1.x tools are looked for if `THIN_TOOLS_11` does not say.
 const TOOLS_11: &str = "/var/cache/thinsnap-tests/thin-tools-1.1/usr/sbin";
@@ -33,7 +33,12 @@ fn run(folder: Option<&Path>, tool: &str, arguments: &[&str]) -> Option<Output> 
 
 /// Panics with the findings unless our own audit finds nothing worse than notes.
 pub fn assert_sound(image: &[u8], story: &str) {
-    let report = audit(&MemoryDevice::from_bytes(image.to_vec()), &|_| ()).unwrap();
+    assert_device_sound(&MemoryDevice::from_bytes(image.to_vec()), story);
+}
+
+/// The same of a device.
+pub fn assert_device_sound(device: &dyn BlockDevice, story: &str) {
+    let report = audit(device, &|_| ()).unwrap();
     let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
     assert!(report.is_sound() && !report.incomplete, "{story}: {findings:#?}");
 }

@@ -2,3 +2,4 @@
 pub mod golden;
 pub mod judges;
 pub mod story;
+pub mod surgeon;

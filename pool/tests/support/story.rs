@@ -74,6 +74,9 @@ pub struct Model {
     pub data_blocks: u64,
 }
 
+/// Sees a commit: what is on the device before it, what will be written, and the state before and after.
+pub type Watcher = Box<dyn FnMut(&[u8], &thinsnap_pool::Frozen, &Model, &Model)>;
+
 /// Metadata, the device below it, and the models of the running, the frozen and the durable state.
 pub struct Teller {
     pub device: Arc<MemoryDevice>,
@@ -85,6 +88,8 @@ pub struct Teller {
     frozen_blocks: BTreeSet<u64>,
     /// Operations that were refused for want of space.
     pub refused: usize,
+    /// Called before a generation is written.
+    pub watcher: Option<Watcher>,
 }
 
 /// Sizes of a story's pool.
@@ -117,6 +122,7 @@ impl Teller {
             durable_blocks: BTreeSet::new(),
             frozen_blocks: BTreeSet::new(),
             refused: 0,
+            watcher: None,
         }
     }
 
@@ -299,6 +305,9 @@ impl Teller {
     /// Writes the generation that is on its way.
     pub fn finish(&mut self) {
         if let Some((frozen, model)) = self.frozen.take() {
+            if let Some(watcher) = &mut self.watcher {
+                watcher(&self.device.to_bytes(), &frozen, &self.durable, &model);
+            }
             frozen.write(&*self.device).unwrap();
             let freed = self.metadata.committed(frozen);
             self.durable = model;
