@@ -8,8 +8,8 @@ DESTDIR ?=
 
 # What each part needs, as Debian names it; only what is missing is installed.
 BUILD_PACKAGES = gcc libc6-dev libclang-dev pkg-config
-RUN_PACKAGES = e2fsprogs xfsprogs mount util-linux
-QUICKSTART_PACKAGES = $(RUN_PACKAGES) debootstrap skopeo umoci
+RUN_PACKAGES = e2fsprogs mount util-linux xfsprogs
+QUICKSTART_PACKAGES = $(RUN_PACKAGES) debootstrap procps python3 skopeo umoci
 TEST_PACKAGES = $(QUICKSTART_PACKAGES) attr busybox-static fio libcap2-bin libseccomp2 thin-provisioning-tools
 BENCH_PACKAGES = $(RUN_PACKAGES) fio python3 qemu-utils
 

@@ -20,7 +20,7 @@ indent() { sed 's/^/  /'; }
 command_line() { printf '  %s$ thinsnap %s%s\n' "$bold" "$*" "$plain"; }
 
 work=$(mktemp -d "${QUICKSTART_DIR:-/var/tmp}/thinsnap-quickstart-XXXXXX")
-service=
+service='' host='' run_dir=''
 cleanup() {
     status=$?
     trap - EXIT
@@ -31,15 +31,22 @@ cleanup() {
         kill "$service" 2>/dev/null || true
         wait "$service" 2>/dev/null || true
     fi
+    # The pool-host outlives a service that had devices in use; they are not in use any more.
+    if [ -n "$host" ] && kill "$host" 2>/dev/null; then
+        for _ in $(seq 100); do
+            [ -e "/proc/$host" ] || break
+            sleep 0.1
+        done
+    fi
     if [ "$status" != 0 ]; then
         [ ! -s "$work/serve.log" ] || { echo; echo "The service's last words:"; tail -n 8 "$work/serve.log" | indent; } >&2
         printf '\nquickstart: stopped with status %s; cleaned up.\n' "$status" >&2
     fi
-    if grep -q " $work" /proc/self/mountinfo; then
+    if grep -q -e " $work" ${run_dir:+-e " $run_dir"} /proc/self/mountinfo; then
         echo "quickstart: something is still mounted below $work: left as it is" >&2
         exit 1
     fi
-    rm -rf "$work"
+    rm -rf "$work" ${run_dir:+"$run_dir"}
     exit "$status"
 }
 trap cleanup EXIT
@@ -74,13 +81,16 @@ say "an OCI image of three layers: Debian 12, a small change, a data file of 1 G
 
 heading "2. A pool and its service: one command, no device-mapper, no configuration file"
 command_line serve --root "$work/root" --socket "$socket" --size 20G
-"$thinsnap" serve --root "$work/root" --socket "$socket" --size 20G >"$work/serve.log" 2>&1 &
+# In a session of its own: Ctrl-C is for this script, which unmounts first.
+setsid "$thinsnap" serve --root "$work/root" --socket "$socket" --size 20G >"$work/serve.log" 2>&1 &
 service=$!
 for _ in $(seq 200); do
     ts pool status >/dev/null 2>&1 && break
     kill -0 "$service" 2>/dev/null || { wait "$service" || exit 1; }
     sleep 0.05
 done
+host=$(pgrep -f "pool-host .*$work")
+run_dir=$(tr '\0' '\n' <"/proc/$host/cmdline" | grep -A 1 -x -e --run-dir | tail -n 1)
 ts pool status | indent
 
 heading "3. The image becomes a chain of thin snapshots, one for each layer"
@@ -123,8 +133,8 @@ our_seconds=$(change "$work/at/web-1/srv/data.bin")
 sync
 our_bytes=$(($(pool_used) - before))
 
-kind=$(stat -f -c %T "$work")
-awk -v os="$overlay_seconds" -v ts="$our_seconds" -v ob="$(size "$overlay_bytes")" -v tb="$(size "$our_bytes")" -v fs="${kind%/ext3}" 'BEGIN {
+kind=$(findmnt -n -o FSTYPE --target "$work")
+awk -v os="$overlay_seconds" -v ts="$our_seconds" -v ob="$(size "$overlay_bytes")" -v tb="$(size "$our_bytes")" -v fs="$kind" 'BEGIN {
     printf "  %-34s %14s %18s\n", "", "time", "space it costs"
     printf "  %-34s %11.1f ms %18s\n", "overlayfs, layers on " fs, os * 1000, ob
     printf "  %-34s %11.1f ms %18s\n", "thinsnap", ts * 1000, tb

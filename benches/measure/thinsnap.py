@@ -1,8 +1,10 @@
 """A thinsnap service of this run's own, and the few things the measurements ask of it."""
 
+import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 
@@ -26,8 +28,11 @@ class Service:
         self.process = subprocess.Popen(
             [self.binary, "serve", "--root", self.root, "--socket", self.socket, "--size", size],
             stdout=self.log, stderr=subprocess.STDOUT)
-        stack.callback(self.stop)
+        stack.callback(self.process.wait)
+        stack.callback(self.process.terminate)
         wait_until("the socket of thinsnap serve", self._answers)
+        self.host, self.run_dir = self._find_host()
+        stack.callback(self.stop)
 
     def _answers(self):
         if self.process.poll() is not None:
@@ -39,10 +44,21 @@ class Service:
         out = run(self.binary, "--socket", self.socket, "--json", *arguments)
         return json.loads(out) if out else None
 
+    def _find_host(self):
+        """The process that serves the pool, and its directory in /run: both are this run's to see off."""
+        for process in pathlib.Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (process / "cmdline").read_text().split("\0")
+                if "pool-host" in words and str(self.root) in " ".join(words):
+                    return process, pathlib.Path(words[words.index("--run-dir") + 1])
+        raise RuntimeError("the service runs without a pool-host")
+
     def stop(self):
-        """Ends the service and, with it, its pool's host."""
+        """Ends the service and waits until its pool's host, which nobody needs then, has ended too."""
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=30)
+        wait_until("the end of the pool-host", lambda: not self.host.exists())
+        shutil.rmtree(self.run_dir)
 
     def prepare(self, key, parent=None, space=SPACE):
         """A new active snapshot; returns the path of its device."""
