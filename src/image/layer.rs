@@ -149,10 +149,10 @@ impl Layer {
             let reason = format!("{}: its {what} is {is}, not {told}", self.blob.name);
             Err(Error::new(ErrorKind::BadArchive, reason).advise("the archive is damaged: fetch it again"))
         };
-        if let (Some(told), Some(is)) = (&self.digest, &digests.packed) {
-            if told != is {
-                return mismatch("digest", told, is);
-            }
+        if let (Some(told), Some(is)) = (&self.digest, &digests.packed)
+            && told != is
+        {
+            return mismatch("digest", told, is);
         }
         let (applied, unpacked_bytes) = laid?;
         let diff_id = digests.unpacked.or(digests.packed).expect("what was read to its end was hashed");
@@ -205,10 +205,10 @@ fn read_packed(
                 return fail(out, Error::new(ErrorKind::Unavailable, format!("{}: stopped as asked", blob.name)));
             }
         }
-        if let Some(sender) = &out {
-            if sender.send(Ok(Arc::new(chunk))).is_err() {
-                out = None;
-            }
+        if let Some(sender) = &out
+            && sender.send(Ok(Arc::new(chunk))).is_err()
+        {
+            out = None;
         }
         if out.is_none() && give_up.load(Ordering::Relaxed) {
             return None;

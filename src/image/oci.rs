@@ -110,7 +110,7 @@ impl Layout<'_> {
             let reason = format!("indexes in indexes, more than {NESTING_MAX} deep");
             return Err(Error::new(ErrorKind::BadArchive, reason));
         }
-        let index: ImageIndex = json(&self.document(descriptor)?, &descriptor.digest().to_string())?;
+        let index: ImageIndex = json(&self.document(descriptor)?, descriptor.digest().as_ref())?;
         for child in index.manifests().iter().filter(|child| !is_attestation(child)) {
             self.follow(child, depth + 1, found)?;
         }
@@ -141,7 +141,7 @@ impl Layout<'_> {
     }
 
     fn manifest(&mut self, descriptor: &Descriptor) -> Result<ImageManifest> {
-        json(&self.document(descriptor)?, &descriptor.digest().to_string())
+        json(&self.document(descriptor)?, descriptor.digest().as_ref())
     }
 
     fn config(&mut self, manifest: &ImageManifest) -> Result<(Vec<u8>, String)> {

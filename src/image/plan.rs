@@ -108,6 +108,7 @@ pub(super) fn no_such_platform(wanted: &Platform, offered: &[Platform]) -> Error
 pub(super) fn no_such_reference(wanted: Option<&str>, offered: &[String]) -> Error {
     let reason = match wanted {
         Some(wanted) => format!("the archive holds no image {wanted:?}; it holds {}", listed(offered)),
+        None if offered.is_empty() => return Error::new(ErrorKind::NotFound, "the archive holds no image"),
         None => format!("the archive holds several images: {}", listed(offered)),
     };
     let kind = if wanted.is_some() { ErrorKind::NotFound } else { ErrorKind::InvalidArgument };

@@ -244,7 +244,7 @@ fn headers() -> Vec<Hostile> {
         inside("an attribute of no name space", of([file().pax("SCHILY.xattr.nonsense", "1")]), "f"),
         refused(
             "an attribute that the kernel refuses",
-            { of([file().pax("SCHILY.xattr.security.capability", "nonsense")]) },
+            of([file().pax("SCHILY.xattr.security.capability", "nonsense")]),
             "cannot set the extended attribute",
         ),
         refused(

@@ -43,7 +43,7 @@ pub(crate) fn read_tree(root: &Path, times: Times) -> Tree {
         let metadata = path.symlink_metadata().unwrap();
         let file_type = metadata.file_type();
         let (kind, content) = if file_type.is_file() {
-            ('f', content_of(path, metadata.len()))
+            ('f', content_of(path))
         } else if file_type.is_dir() {
             ('d', Vec::new())
         } else if file_type.is_symlink() {
@@ -98,13 +98,17 @@ pub(crate) fn assert_same(ours: &Tree, theirs: &Tree) {
     assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), differences.join("\n"));
 }
 
-fn content_of(path: &Path, len: u64) -> Vec<u8> {
-    const SHOWN_MAX: u64 = 256;
-    let bytes = std::fs::read(path).unwrap();
-    if len <= SHOWN_MAX {
-        return bytes;
+fn content_of(path: &Path) -> Vec<u8> {
+    shown_content(&std::fs::read(path).unwrap())
+}
+
+/// Content as it is compared: short ones as they are, long ones as length and digest.
+pub(crate) fn shown_content(bytes: &[u8]) -> Vec<u8> {
+    const SHOWN_MAX: usize = 256;
+    if bytes.len() <= SHOWN_MAX {
+        return bytes.to_vec();
     }
     use sha2::Digest;
-    let digest = sha2::Sha256::digest(&bytes);
-    format!("{len} bytes, {}", digest.iter().map(|b| format!("{b:02x}")).collect::<String>()).into_bytes()
+    let digest = sha2::Sha256::digest(bytes);
+    format!("{} bytes, {}", bytes.len(), digest.iter().map(|b| format!("{b:02x}")).collect::<String>()).into_bytes()
 }

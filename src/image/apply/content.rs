@@ -48,7 +48,7 @@ pub(super) fn write_content<R: ArchiveSource>(
 
 /// Writes `data` at `offset` but for whole pieces of zeros; returns where the last write ended, if there was one.
 fn write_around_zeros(file: &File, offset: u64, data: &[u8]) -> std::io::Result<Option<u64>> {
-    const ZEROS: [u8; HOLE_SIZE] = [0; HOLE_SIZE];
+    static ZEROS: [u8; HOLE_SIZE] = [0; HOLE_SIZE];
     let phase = usize::try_from(offset % HOLE_SIZE as u64).expect("less than a piece");
     let (mut end_written, mut start, mut at) = (None, 0, 0);
     let mut write = |from: usize, to: usize| -> std::io::Result<()> {

@@ -14,7 +14,7 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstatat, makedev, mkdirat, mknodat};
 use nix::unistd::{LinkatFlags, linkat, symlinkat};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::image::apply::attributes::{set_on_name, set_on_open, set_time, set_time_on_open};
 use crate::image::apply::content::{BUFFER_SIZE, write_content};
 use crate::image::apply::failure::failure;

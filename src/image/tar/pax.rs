@@ -74,7 +74,7 @@ pub(super) fn parse(data: &[u8], fragments_max: usize, xattr_bytes_max: usize) -
                 is_sparse = true;
             }
             b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
-                if (key == b"GNU.sparse.offset") != (numbers.len() % 2 == 0) {
+                if (key == b"GNU.sparse.offset") != numbers.len().is_multiple_of(2) {
                     return Err(wrong("out of turn".to_owned()));
                 }
                 numbers.push(decimal(value).map_err(wrong)?);

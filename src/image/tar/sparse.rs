@@ -24,7 +24,7 @@ pub(super) fn push_old(fields: &[u8], map: &mut Vec<Fragment>) -> Field<()> {
 
 /// The fragments in a list of decimal numbers, offset and length by turns.
 pub(super) fn from_numbers(numbers: &[u64]) -> Field<Vec<Fragment>> {
-    if numbers.len() % 2 != 0 {
+    if !numbers.len().is_multiple_of(2) {
         return Err("its sparse map has an offset without a length".to_owned());
     }
     Ok(numbers.chunks_exact(2).map(|pair| Fragment { offset: pair[0], len: pair[1] }).collect())
