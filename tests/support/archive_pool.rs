@@ -26,23 +26,30 @@ pub(crate) struct Below {
 /// A pool in a temporary directory.
 pub(crate) struct Bench {
     below: Option<Below>,
-    dir: TempDir,
+    dir: PathBuf,
+    /// Removed last.
+    temporary: Option<TempDir>,
 }
 
 impl Bench {
-    /// Makes a pool of 16 GiB, sparse, and opens everything over it.
+    /// A pool in a directory that goes with this value.
     pub(crate) fn new() -> Self {
         let dir = TempDir::new().unwrap();
-        create(&CreateOptions {
-            paths: PoolPaths::in_dir(dir.path()),
-            data_size: Some(ByteCount(16 << 30)),
-            metadata_size: None,
-            block_size: BlockSize::from_bytes(64 << 10).unwrap(),
-        })
-        .unwrap();
-        std::fs::create_dir(dir.path().join("mnt")).unwrap();
-        let below = Some(Self::open(dir.path()));
-        Self { below, dir }
+        let mut bench = Self::in_dir(dir.path());
+        bench.temporary = Some(dir);
+        bench
+    }
+
+    /// Opens everything over the pool in a directory; makes a pool of 16 GiB, sparse, if there is none.
+    pub(crate) fn in_dir(dir: &Path) -> Self {
+        let paths = PoolPaths::in_dir(dir);
+        if !paths.metadata.exists() {
+            let block_size = BlockSize::from_bytes(64 << 10).unwrap();
+            let data_size = Some(ByteCount(16 << 30));
+            create(&CreateOptions { paths, data_size, metadata_size: None, block_size }).unwrap();
+            std::fs::create_dir(dir.join("mnt")).unwrap();
+        }
+        Self { below: Some(Self::open(dir)), dir: dir.to_owned(), temporary: None }
     }
 
     fn open(dir: &Path) -> Below {
@@ -77,13 +84,13 @@ impl Bench {
 
     /// A directory of the test's own.
     pub(crate) fn path(&self) -> &Path {
-        self.dir.path()
+        &self.dir
     }
 
     /// Closes everything and opens it again, as a new process would.
     pub(crate) fn reopen(&mut self) {
         self.close();
-        self.below = Some(Self::open(self.dir.path()));
+        self.below = Some(Self::open(&self.dir));
     }
 
     fn close(&mut self) {
@@ -122,7 +129,7 @@ impl Bench {
 
     /// The directory that tests mount on.
     pub(crate) fn mount_point(&self) -> PathBuf {
-        self.dir.path().join("mnt")
+        self.dir.join("mnt")
     }
 }
 
@@ -154,7 +161,7 @@ impl Drop for Bench {
         if std::thread::panicking() {
             return;
         }
-        let dir = self.dir.path().to_str().unwrap().to_owned();
+        let dir = self.dir.to_str().unwrap().to_owned();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&dir), "a mount is left below {dir}");
         for entry in std::fs::read_dir("/sys/block").unwrap() {
@@ -162,7 +169,7 @@ impl Drop for Bench {
             let backing = std::fs::read_to_string(backing).unwrap_or_default();
             assert!(!backing.contains(&dir), "a loop device is left on {backing}");
         }
-        let work = std::fs::read_dir(self.dir.path().join("work")).map_or(0, Iterator::count);
+        let work = std::fs::read_dir(self.dir.join("work")).map_or(0, Iterator::count);
         assert_eq!(work, 0, "something is left in the work directory");
     }
 }

@@ -1,12 +1,7 @@
 //! Containers of the command line: names, mounts, and what stands in the way of removing one.
 
-#[path = "support/archive.rs"]
-mod archive;
-#[path = "support/archive_pool.rs"]
-mod archive_pool;
-
-use archive::{Member, Tar};
-use archive_pool::{Bench, Unmount};
+use crate::archive::{Member, Tar};
+use crate::archive_pool::{Bench, Unmount};
 use thinsnap::container::{ContainerName, Origin};
 use thinsnap::error::{Error, ErrorKind};
 

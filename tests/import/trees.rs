@@ -1,21 +1,14 @@
 //! Layers of random trees, of other programs' sparse files, and of random bytes.
 
-#[path = "support/archive.rs"]
-mod archive;
-#[path = "support/archive_images.rs"]
-mod archive_images;
-#[path = "support/archive_tree.rs"]
-mod archive_tree;
-
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use archive::{Member, Tar, gzip, zstd};
-use archive_images::{have, run};
-use archive_tree::{Times, Tree, assert_same, read_tree};
+use crate::archive::{Member, Tar, gzip, zstd};
+use crate::archive_images::{have, run};
+use crate::archive_tree::{Times, Tree, assert_same, read_tree};
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
 use proptest::test_runner::TestCaseError;
 use tempfile::TempDir;
@@ -116,12 +109,12 @@ fn archive_of(tree: &BTreeMap<String, Planned>) -> (Vec<u8>, Tree) {
             Thing::Fifo => ('p', Vec::new(), planned.mode),
             Thing::HardLink(_) => unreachable!("handled above"),
         };
-        let node = archive_tree::Node {
+        let node = crate::archive_tree::Node {
             kind,
             mode,
             owner: (u32::try_from(planned.owner.0).unwrap(), u32::try_from(planned.owner.1).unwrap()),
             mtime: (i64::try_from(planned.mtime).unwrap(), 0),
-            content: archive_tree::shown_content(&content),
+            content: crate::archive_tree::shown_content(&content),
             links: None,
             xattrs,
         };
@@ -227,9 +220,9 @@ proptest! {
         }
         if seal {
             // Checksums made right again, so that the change gets past the first door.
-            for block in bytes.as_chunks_mut::<{ archive::BLOCK }>().0 {
+            for block in bytes.as_chunks_mut::<{ crate::archive::BLOCK }>().0 {
                 if &block[257..262] == b"ustar" {
-                    archive::seal(block);
+                    crate::archive::seal(block);
                 }
             }
         }

@@ -1,19 +1,13 @@
 //! Archives of images: the forms they come in, what is said when they are damaged, and that nothing is left of a failed import.
 
-#[path = "support/archive.rs"]
-mod archive;
-#[path = "support/archive_layout.rs"]
-mod archive_layout;
-#[path = "support/archive_pool.rs"]
-mod archive_pool;
-
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use archive::{Member, Tar, gzip, zstd};
-use archive_layout::{Layout, Packed, digest, host, old_docker_archive, one_image};
-use archive_pool::{Bench, request};
+use crate::archive::{Member, Tar, gzip, zstd};
+use crate::archive_hostile::{Outcome, corpus};
+use crate::archive_layout::{Layout, Packed, digest, host, old_docker_archive, one_image};
+use crate::archive_pool::{Bench, request};
 use serde_json::json;
 use thinsnap::error::{Error, ErrorKind};
 use thinsnap::image::{ImportRequest, Limits, Phase, Platform};
@@ -361,4 +355,27 @@ fn root_two_imports_of_one_image_at_once_share_its_layers() {
     assert!(!failed.load(Ordering::Relaxed));
     bench.images().prune().unwrap();
     assert_eq!(bench.snapshots(), []);
+}
+
+#[test]
+fn root_a_hostile_archive_leaves_nothing_in_the_pool() {
+    let bench = Bench::new();
+    let files = Files(&bench);
+    let canary = bench.path().join("canary");
+    std::fs::create_dir(&canary).unwrap();
+    std::fs::write(canary.join("bird"), "sings").unwrap();
+    for hostile in corpus(canary.to_str().unwrap()) {
+        let source = files.write("hostile", &hostile.bytes);
+        match (bench.import(&source, "hostile"), hostile.outcome) {
+            (Ok(_), Outcome::Inside(_) | Outcome::Without(_)) => drop(bench.images().remove("hostile").unwrap()),
+            (Err(error), Outcome::Refused(_)) => {
+                assert_eq!(error.kind(), ErrorKind::BadArchive, "{}: {error}", hostile.name);
+            }
+            (imported, outcome) => panic!("{}: {imported:?}, not {outcome:?}", hostile.name),
+        }
+        assert_eq!(bench.snapshots(), [], "{}", hostile.name);
+    }
+    let left: Vec<_> = std::fs::read_dir(&canary).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["bird"]);
+    assert_eq!(std::fs::read_to_string(canary.join("bird")).unwrap(), "sings");
 }
