@@ -10,7 +10,7 @@ use thinsnap_pool::{Access, DeviceId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{Kind, Labels, Name, Snapshot, Space, Usage};
-use crate::snapshotter::Snapshotter;
+use crate::snapshotter::snapshotter::Snapshotter;
 use crate::snapshotter::ids::Reserved;
 use crate::snapshotter::labels::{check_labels, now_ns};
 use crate::store::{Records, Rows};

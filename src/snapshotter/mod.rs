@@ -1,6 +1,6 @@
 //! containerd's verbs on thin devices.
 mod admission;
-mod base;
+mod base_device;
 mod claims;
 mod commit;
 mod filter;

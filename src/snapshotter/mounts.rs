@@ -7,7 +7,7 @@ use thinsnap_pool::{Access, DeviceId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{FsType, Kind, Mount, Name, Snapshot, Space};
-use crate::snapshotter::Snapshotter;
+use crate::snapshotter::snapshotter::Snapshotter;
 use crate::store::Records;
 
 impl Snapshotter {

@@ -7,7 +7,7 @@ use thinsnap_pool::{Access, ByteCount, DeviceId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{FsType, Kind, Labels, Mount, Name, Snapshot, Space};
-use crate::snapshotter::Snapshotter;
+use crate::snapshotter::snapshotter::Snapshotter;
 use crate::snapshotter::claims::DeviceHold;
 use crate::snapshotter::labels::{check_labels, now_ns, wanted_size};
 use crate::snapshotter::mounts::mounts_of;

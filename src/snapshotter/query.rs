@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{Kind, Name, Snapshot, Space, Usage};
-use crate::snapshotter::Snapshotter;
+use crate::snapshotter::snapshotter::Snapshotter;
 use crate::snapshotter::filter::Filter;
 use crate::snapshotter::labels::{LabelChange, check_labels, now_ns};
 use crate::store::Records;

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{Kind, Name, Space};
-use crate::snapshotter::Snapshotter;
+use crate::snapshotter::snapshotter::Snapshotter;
 use crate::store::{Limbo, Records};
 
 impl Snapshotter {

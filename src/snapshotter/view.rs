@@ -4,7 +4,7 @@ use thinsnap_pool::Access;
 
 use crate::error::Result;
 use crate::snapshot::{Kind, Labels, Mount, Name, Snapshot, Space};
-use crate::snapshotter::Snapshotter;
+use crate::snapshotter::snapshotter::Snapshotter;
 use crate::snapshotter::labels::{check_labels, now_ns};
 use crate::snapshotter::mounts::mounts_of;
 

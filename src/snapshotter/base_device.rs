@@ -5,7 +5,7 @@ use thinsnap_pool::{Access, ByteCount, DeviceId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::size_min;
 use crate::snapshot::FsType;
-use crate::snapshotter::Snapshotter;
+use crate::snapshotter::snapshotter::Snapshotter;
 use crate::store::Records;
 
 impl Snapshotter {
