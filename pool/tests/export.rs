@@ -11,10 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use file_volume::{Behaviour, FileVolume};
-use host_tools::{Mounted, leftovers, run, skipped_without_root};
+use host_tools::{Mounted, eventually, leftovers, run, skipped_without_root};
 use thinsnap_pool::{Access, ByteCount, DeviceId, ErrorKind, Exporter, FuseExporter, FuseOptions, Volume};
 
 const MIB: u64 = 1 << 20;
@@ -254,15 +253,6 @@ fn root_a_mounted_device_goes_when_it_is_unmounted() {
     assert_eq!(stage.exporter.attached(), []);
     assert_eq!(stage.exporter.path(device(1)), None);
     stage.finish();
-}
-
-/// Waits for what another thread or the kernel does on its own, by looking at it again and again.
-fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !done() {
-        assert!(Instant::now() < deadline, "in vain waited until {what}");
-        std::thread::park_timeout(Duration::from_millis(5));
-    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::exporter::{Exporter, Volume};
 use crate::export::fuse::{MountState, Node, Nodes, Serving, Session, detach_mount, make_dir, mount_state};
-use crate::export::loop_device::{AttachOptions, LoopDevice, devices_below, in_use};
+use crate::export::loop_device::{AttachOptions, LoopDevice, Users, devices_below};
 use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
 
@@ -246,7 +246,7 @@ impl Exporter for FuseExporter {
             }
             return Err(error.doing(format!("take device {id} away")));
         }
-        let wait = if in_use(device.number()) { Duration::ZERO } else { LOOKERS_WAIT };
+        let wait = if Users::look().contains(device.number()) { Duration::ZERO } else { LOOKERS_WAIT };
         let gone = self.nodes.wait_gone(id, Instant::now() + wait)
             || (!device.is_bound() && self.nodes.wait_gone(id, Instant::now() + RELEASE_WAIT));
         drop(self.shown());
@@ -271,7 +271,8 @@ impl Exporter for FuseExporter {
                 Shown::Here(device) => (*id, Some(device.number())),
             })
             .collect();
-        list.into_iter().map(|(id, number)| (id, number.is_none_or(in_use))).collect()
+        let users = Users::look();
+        list.into_iter().map(|(id, number)| (id, number.is_none_or(|number| users.contains(number)))).collect()
     }
 
     fn shutdown(&self) -> Result<()> {
@@ -333,7 +334,7 @@ fn clear_stale(dir: &Path) -> Result<PathBuf> {
                 for (number, file) in devices_below(&dir) {
                     let device = LoopDevice::known(number, file);
                     let path = device.path();
-                    if in_use(number) {
+                    if Users::look().contains(number) {
                         tracing::error!(
                             "{} is mounted and its host is dead: unmount it, its I/O fails",
                             path.display()

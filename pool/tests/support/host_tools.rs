@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// Prints why a test that needs root cannot run, and returns true, unless it can.
 pub(crate) fn skipped_without_root() -> bool {
@@ -70,4 +71,13 @@ pub(crate) fn leftovers(dir: &Path) -> Vec<String> {
     let table = read_to_string("/proc/self/mountinfo").unwrap();
     found.extend(table.lines().filter(|l| l.contains(dir.to_str().unwrap())).map(str::to_owned));
     found
+}
+
+/// Waits for what another thread or the kernel does on its own, by looking at it again and again.
+pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "in vain waited until {what}");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
 }
