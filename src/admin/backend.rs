@@ -63,6 +63,8 @@ impl Backend {
         private_dir(&config.run_dir)?;
         let host = Arc::new(connect_or_spawn(&spawn_options(config, &paths)?)?);
         let snapshotter = Snapshotter::open(Arc::clone(&host) as _, store.clone(), config.snapshotter.clone())?;
+        let recovered = snapshotter.recovered();
+        tracing::info!(host = host.info().pid, limbo_drained = recovered.limbo_drained, "opened the pool");
         let images = Images::open(Arc::clone(&snapshotter), store.clone(), &config.root.join("work"))?;
         let containers = Containers::new(Arc::clone(&snapshotter), store);
         Ok(Self { root: config.root.clone(), host, snapshotter, images, containers })

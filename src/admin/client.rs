@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex};
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint, Server};
 use tower::service_fn;
 
@@ -45,6 +47,8 @@ pub struct Connection {
 struct Local {
     backend: Arc<Backend>,
     server: JoinHandle<std::result::Result<(), tonic::transport::Error>>,
+    // Dropped to stop the server.
+    stop: oneshot::Sender<()>,
 }
 
 impl Connection {
@@ -81,8 +85,8 @@ impl Connection {
     pub async fn close(self) -> Result<()> {
         let Self { channel, local } = self;
         drop(channel);
-        let Some(Local { backend, server }) = local else { return Ok(()) };
-        // The channel was the server's only connection: its end is the server's.
+        let Some(Local { backend, server, stop }) = local else { return Ok(()) };
+        drop(stop);
         match server.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "the in-process service ended with an error"),
@@ -119,8 +123,13 @@ impl Connection {
         let service = AdminServer::new(AdminService::new(Arc::clone(&backend), BlockingCalls::default()))
             .max_decoding_message_size(MESSAGE_SIZE_MAX)
             .max_encoding_message_size(MESSAGE_SIZE_MAX);
-        let incoming = tokio_stream::once(Ok::<_, std::io::Error>(LocalStream(far)));
-        let server = tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+        // One connection, and never the end of the list of them: the server ends when it is told to, and then waits
+        // for the connection to be done.
+        let incoming = tokio_stream::once(Ok::<_, std::io::Error>(LocalStream(far))).chain(tokio_stream::pending());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = tokio::spawn(Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, async {
+            drop(stopped.await);
+        }));
         // There is one stream to hand out: the connection never breaks, so it is never asked for again.
         let near = Mutex::new(Some(near));
         let connector = service_fn(move |_| {
@@ -130,7 +139,7 @@ impl Connection {
         let channel = endpoint().connect_with_connector(connector).await.map_err(|error| {
             Error::with_source(ErrorKind::Internal, "connect to the service in this process", error)
         })?;
-        Ok(Self { channel, local: Some(Local { backend, server }) })
+        Ok(Self { channel, local: Some(Local { backend, server, stop }) })
     }
 }
 
