@@ -12,7 +12,7 @@ mod status;
 mod thin_pool;
 mod units;
 
-pub use check::{DumpSource, Finding, Progress, Report, Severity, audit, dump};
+pub use check::{DumpSource, Finding, Progress, Report, Severity, audit, dump, live_copy};
 pub use device::{BlockDevice, CutImage, FileDevice, MemoryDevice, PowerCutDevice, PowerSupply};
 pub use embedded::EmbeddedPool;
 pub use error::{Error, ErrorKind, Result};

@@ -4,14 +4,14 @@
 //! `serve` and the command line without a service open the same thing; who comes second gets `InUse`. A
 //! pool-host that is alive from an earlier service is adopted, with all that is mounted on it.
 
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use thinsnap_pool::{ConnectOptions, HostClient, PoolPaths, SpawnOptions, StopOutcome, connect_or_spawn};
 
-use crate::admin::pool_files::{self, pool_paths_of};
+use crate::admin::metadata::{MetadataReader, clear_copies};
+use crate::admin::pool_files::{self, pool_paths_of, private_dir};
 use crate::config::Config;
 use crate::container::Containers;
 use crate::error::{Error, ErrorKind, Result};
@@ -65,6 +65,7 @@ impl Backend {
         let snapshotter = Snapshotter::open(Arc::clone(&host) as _, store.clone(), config.snapshotter.clone())?;
         let recovered = snapshotter.recovered();
         tracing::info!(host = host.info().pid, limbo_drained = recovered.limbo_drained, "opened the pool");
+        clear_copies(&config.root.join("work"))?;
         let images = Images::open(Arc::clone(&snapshotter), store.clone(), &config.root.join("work"))?;
         let containers = Containers::new(Arc::clone(&snapshotter), store);
         Ok(Self { root: config.root.clone(), host, snapshotter, images, containers })
@@ -74,6 +75,11 @@ impl Backend {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Opens the pool's metadata for reading, beside the pool-host that writes it.
+    pub fn metadata(&self) -> Result<MetadataReader> {
+        MetadataReader::of_pool(&pool_paths_of(&self.root), &self.root.join("work"))
     }
 
     /// The snapshotter.
@@ -162,19 +168,4 @@ fn spawn_options(config: &Config, paths: &PoolPaths) -> Result<SpawnOptions> {
         run_dir: config.run_dir.clone(),
         deadline: Instant::now() + HOST_START_TIMEOUT,
     })
-}
-
-/// A directory that only its owner may enter: snapshots hold other people's setuid programs.
-pub(super) fn private_dir(path: &Path) -> Result<()> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)
-            .map_err(|error| Error::io(format!("make the directory {}", parent.display()), error))?;
-    }
-    match std::fs::DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => return Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(Error::io(format!("make the directory {}", path.display()), error)),
-    }
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
-        .map_err(|error| Error::io(format!("make the directory {} private", path.display()), error))
 }

@@ -127,9 +127,10 @@ impl Connection {
         // for the connection to be done.
         let incoming = tokio_stream::once(Ok::<_, std::io::Error>(LocalStream(far))).chain(tokio_stream::pending());
         let (stop, stopped) = oneshot::channel::<()>();
-        let server = tokio::spawn(Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, async {
-            drop(stopped.await);
-        }));
+        let server =
+            tokio::spawn(Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, async {
+                drop(stopped.await);
+            }));
         // There is one stream to hand out: the connection never breaks, so it is never asked for again.
         let near = Mutex::new(Some(near));
         let connector = service_fn(move |_| {

@@ -4,15 +4,18 @@ mod backend;
 mod client;
 mod container_verbs;
 mod image_verbs;
+mod metadata;
 mod peer;
 mod pool_files;
 mod pool_verbs;
 mod protocol;
 mod server;
 mod snapshot_verbs;
+mod stream;
 
 pub use backend::{Backend, PoolMissing, create_pool, host_socket_of};
 pub use client::{Connection, Target, socket_link_of};
+pub use metadata::{MetadataReader, verdict};
 pub use pool_files::pool_paths_of;
 pub use protocol::api;
 pub use server::AdminService;

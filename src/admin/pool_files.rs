@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind as IoKind, Read};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use thinsnap_pool::{CreateOptions, PoolPaths, create};
@@ -12,10 +13,13 @@ use thinsnap_pool::{CreateOptions, PoolPaths, create};
 use crate::config::{Config, PoolConfig};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Where the pool of `root` is, whether it exists or not.
+/// Where the pool of `root` is, whether it exists or not: links to devices followed. The directory is ours alone,
+/// so a link in it is our own; the pool itself follows none to a file.
 #[must_use]
 pub fn pool_paths_of(root: &Path) -> PoolPaths {
-    PoolPaths::in_dir(&root.join("pool"))
+    let PoolPaths { metadata, data } = PoolPaths::in_dir(&root.join("pool"));
+    let follow = |path: PathBuf| std::fs::read_link(&path).unwrap_or(path);
+    PoolPaths { metadata: follow(metadata), data: follow(data) }
 }
 
 /// True if a pool has been made there: its metadata begins with something. A maker that died before the
@@ -35,6 +39,21 @@ pub(super) fn is_made(paths: &PoolPaths) -> Result<bool> {
     }
 }
 
+/// A directory that only its owner may enter: snapshots hold other people's setuid programs.
+pub(super) fn private_dir(path: &Path) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)
+            .map_err(|error| Error::io(format!("make the directory {}", parent.display()), error))?;
+    }
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == IoKind::AlreadyExists => {}
+        Err(error) => return Err(Error::io(format!("make the directory {}", path.display()), error)),
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+        .map_err(|error| Error::io(format!("make the directory {} private", path.display()), error))
+}
+
 /// Refuses to make a pool without knowing how large, before anything is touched.
 pub(super) fn check_plan(config: &Config) -> Result<()> {
     if config.pool.size.is_none() && config.pool.data_device.is_none() {
@@ -49,14 +68,14 @@ pub(super) fn check_plan(config: &Config) -> Result<()> {
 /// left behind. Errors: `AlreadyExists`, `InvalidArgument`, `NoSpace`, `NotFound` (a device).
 pub(super) fn make(config: &Config) -> Result<()> {
     check_plan(config)?;
-    let paths = pool_paths_of(&config.root);
     let dir = config.root.join("pool");
-    super::backend::private_dir(&dir)?;
+    private_dir(&dir)?;
+    let names = PoolPaths::in_dir(&dir);
     let mut links = Links::default();
-    links.make(&paths.data, config.pool.data_device.as_deref())?;
-    links.make(&paths.metadata, config.pool.metadata_device.as_deref())?;
+    links.make(&names.data, config.pool.data_device.as_deref())?;
+    links.make(&names.metadata, config.pool.metadata_device.as_deref())?;
     create(&CreateOptions {
-        paths,
+        paths: pool_paths_of(&config.root),
         data_size: config.pool.size,
         metadata_size: config.pool.metadata_size,
         block_size: config.pool.block_size,

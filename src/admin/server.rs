@@ -1,25 +1,24 @@
 //! The admin service: who may call, on which thread it runs, how long answers are streamed.
 
+use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
-use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::admin::backend::Backend;
 use crate::admin::peer::require_root;
 use crate::admin::protocol::api;
 use crate::admin::protocol::api::admin_server::Admin;
+use crate::admin::protocol::api::{image_import_reply, pool_check_reply};
+use crate::admin::stream::{Pieces, Replies, streamed};
 use crate::admin::{container_verbs, image_verbs, pool_verbs, snapshot_verbs};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::grpc::{BlockingCalls, batches};
 use crate::snapshot::Kind;
 
-/// Reports that wait for a slow reader; more are left out, as the next one says more.
-const REPORTS_WAITING: usize = 16;
+/// Bytes of XML in one message of a dump.
+const DUMP_PIECE: usize = 256 << 10;
 
 /// The admin service.
 pub struct AdminService {
@@ -28,7 +27,6 @@ pub struct AdminService {
 }
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
-type Replies<T> = Pin<Box<dyn Stream<Item = std::result::Result<T, Status>> + Send>>;
 
 impl AdminService {
     /// The service over `backend`.
@@ -45,33 +43,14 @@ impl AdminService {
         let backend = Arc::clone(&self.backend);
         self.calls.slow(verb, move || work(&backend)).await.map(Response::new)
     }
-
-    /// Runs work that reports as it goes. The reader's going away makes `report` answer `Break`.
-    fn streamed<T: Send + 'static>(
-        &self,
-        verb: &'static str,
-        work: impl FnOnce(&Backend, &(dyn Fn(T) -> ControlFlow<()> + Sync)) -> Result<T> + Send + 'static,
-    ) -> Response<Replies<T>> {
-        let (sender, receiver) = mpsc::channel(REPORTS_WAITING);
-        let (backend, calls, reports) = (Arc::clone(&self.backend), self.calls.clone(), sender.clone());
-        tokio::spawn(async move {
-            let report = move |step: T| match reports.try_send(Ok(step)) {
-                Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => ControlFlow::Continue(()),
-                Err(mpsc::error::TrySendError::Closed(_)) => ControlFlow::Break(()),
-            };
-            let last = calls.slow(verb, move || work(&backend, &report)).await;
-            if sender.send(last).await.is_err() {
-                tracing::info!(verb, "the caller went away before the answer");
-            }
-        });
-        Response::new(Box::pin(ReceiverStream::new(receiver)))
-    }
 }
 
 #[tonic::async_trait]
 impl Admin for AdminService {
     type SnapshotListStream = Replies<api::SnapshotListReply>;
     type ImageImportStream = Replies<api::ImageImportReply>;
+    type PoolCheckStream = Replies<api::PoolCheckReply>;
+    type PoolDumpStream = Replies<api::PoolDumpReply>;
 
     async fn service_info(&self, _request: Request<api::ServiceInfoRequest>) -> Answer<api::ServiceInfoReply> {
         Ok(Response::new(api::ServiceInfoReply {
@@ -90,6 +69,28 @@ impl Admin for AdminService {
         require_root("pool grow", &request)?;
         let request = request.into_inner();
         self.slow("pool grow", move |backend| pool_verbs::grow(backend, &request)).await
+    }
+
+    async fn pool_check(&self, _request: Request<api::PoolCheckRequest>) -> Answer<Self::PoolCheckStream> {
+        use pool_check_reply::Step;
+        let reply = |step| api::PoolCheckReply { step: Some(step) };
+        Ok(streamed(&self.backend, &self.calls, "pool check", move |backend, reports| {
+            let report = backend.metadata()?.check(&|progress| {
+                // An audit is bounded by the metadata's size: it goes on when nobody listens.
+                let _: ControlFlow<()> = reports.latest(reply(Step::Progress(progress)));
+            })?;
+            Ok(Some(reply(Step::Report(report))))
+        }))
+    }
+
+    async fn pool_dump(&self, request: Request<api::PoolDumpRequest>) -> Answer<Self::PoolDumpStream> {
+        let held = request.into_inner().held;
+        Ok(streamed(&self.backend, &self.calls, "pool dump", move |backend, reports| {
+            let mut pieces = BufWriter::with_capacity(DUMP_PIECE, Pieces(reports));
+            backend.metadata()?.dump(held, &mut pieces)?;
+            pieces.flush().map_err(|error| Error::io("dump the metadata", error))?;
+            Ok(None)
+        }))
     }
 
     async fn snapshot_list(&self, request: Request<api::SnapshotListRequest>) -> Answer<Self::SnapshotListStream> {
@@ -151,12 +152,12 @@ impl Admin for AdminService {
     async fn image_import(&self, request: Request<api::ImageImportRequest>) -> Answer<Self::ImageImportStream> {
         require_root("image import", &request)?;
         let request = request.into_inner();
-        let step = |step| api::ImageImportReply { step: Some(step) };
-        Ok(self.streamed("image import", move |backend, report| {
-            use api::image_import_reply::Step;
-            let report = |progress| report(step(Step::Progress(progress)));
+        use image_import_reply::Step;
+        let reply = |step| api::ImageImportReply { step: Some(step) };
+        Ok(streamed(&self.backend, &self.calls, "image import", move |backend, reports| {
+            let report = |progress| reports.latest(reply(Step::Progress(progress)));
             let imported = image_verbs::import(backend.images(), request, report)?;
-            Ok(step(Step::Imported(imported)))
+            Ok(Some(reply(Step::Imported(imported))))
         }))
     }
 

@@ -36,11 +36,36 @@ impl Output {
     }
 }
 
-/// Writes to stdout. A reader that went away (`| head`) wants no more: that is no failure.
+/// Writes to stdout.
 pub(crate) fn write_stdout(bytes: &[u8]) -> Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("write to standard output", error)),
-        Ok(()) | Err(_) => Ok(()),
+    let mut stdout = Stdout::default();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| Error::io("write to standard output", error))
+}
+
+/// Standard output. A reader that went away (`| head`) wants no more: that is no failure.
+#[derive(Debug, Default)]
+pub(crate) struct Stdout {
+    reader_gone: bool,
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.reader_gone {
+            return Ok(bytes.len());
+        }
+        match io::stdout().lock().write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.reader_gone = true;
+                Ok(bytes.len())
+            }
+            other => other,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match io::stdout().lock().flush() {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other,
+        }
     }
 }

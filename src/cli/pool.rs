@@ -10,6 +10,7 @@ use thinsnap_pool::ByteCount;
 
 use crate::admin::{api, create_pool, pool_paths_of};
 use crate::cli::args::{Global, examples};
+use crate::cli::metadata;
 use crate::cli::output::Output;
 use crate::cli::render::{clean, percent, size};
 use crate::cli::serve::{PoolLayout, size as parse_size};
@@ -39,6 +40,32 @@ pub enum PoolVerb {
         /// Leave out what the devices share: it costs a walk over every device's mappings
         #[arg(long)]
         no_sharing: bool,
+    },
+    /// Audit the metadata: every tree, every count; status 3 if it is damaged
+    #[command(after_help = examples!(
+        "thinsnap pool check",
+        "thinsnap pool check --metadata /dev/vg0/meta --json",
+    ))]
+    Check {
+        /// A bare metadata file or device, ours or anyone's, instead of the pool's
+        #[arg(long, value_name = "FILE")]
+        metadata: Option<PathBuf>,
+    },
+    /// Write the metadata as XML, as thin_dump does
+    #[command(after_help = examples!(
+        "thinsnap pool dump > pool.xml",
+        "thinsnap pool dump --metadata /dev/vg0/meta --output pool.xml",
+    ))]
+    Dump {
+        /// A bare metadata file or device, ours or anyone's, instead of the pool's
+        #[arg(long, value_name = "FILE")]
+        metadata: Option<PathBuf>,
+        /// The held metadata snapshot instead of the pool as it is
+        #[arg(long)]
+        held: bool,
+        /// A file to make, instead of standard output
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
     },
     /// Grow the pool while it is in use; sizes are totals, not additions
     #[command(after_help = examples!("thinsnap pool grow --data 200G", "thinsnap pool grow --metadata 2G --json"))]
@@ -74,6 +101,10 @@ pub(crate) fn run(verb: &PoolVerb, global: &Global, output: Output) -> Result<()
                 Ok(client.pool_status(request).await.map_err(|s| error_of(&s))?.into_inner())
             })?;
             output.answer(&status, status_text)
+        }
+        PoolVerb::Check { metadata } => metadata::check(metadata.as_deref(), global, output),
+        PoolVerb::Dump { metadata, held, output: file } => {
+            metadata::write_dump(metadata.as_deref(), *held, file.as_deref(), global, output)
         }
         PoolVerb::Grow { data, metadata } => {
             let request = api::PoolGrowRequest {

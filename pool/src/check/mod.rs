@@ -2,6 +2,7 @@
 mod audit;
 mod clock;
 mod dump;
+mod live_copy;
 mod maps;
 mod reader;
 mod report;
@@ -10,4 +11,5 @@ mod trees;
 
 pub use audit::{Progress, audit};
 pub use dump::{DumpSource, dump};
+pub use live_copy::live_copy;
 pub use report::{Finding, Report, Severity};
