@@ -1,5 +1,8 @@
 //! containerd's laws of a snapshotter, over a model pool and over the real engine.
 
+// All of this is test code, helpers too: clippy lets tests unwrap.
+#![cfg(test)]
+
 #[path = "support/client.rs"]
 mod client;
 #[path = "support/laws.rs"]

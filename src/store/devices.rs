@@ -11,7 +11,7 @@ use thinsnap_pool::DeviceId;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::codec;
-use crate::store::rows::{Reader, Rows};
+use crate::store::rows::Rows;
 use crate::store::schema::{LIMBO, META, META_NEXT_DEVICE, OWNERS, device_key, device_of};
 use crate::store::txn::Txn;
 
@@ -37,13 +37,6 @@ pub(crate) trait Limbo: Rows {
 }
 
 impl<R: Rows> Limbo for R {}
-
-impl Reader {
-    /// How many ids are in limbo, reserved ones included.
-    pub(crate) fn limbo_len(&self) -> Result<u64> {
-        self.len(LIMBO)
-    }
-}
 
 impl Txn<'_> {
     /// Puts `count` free ids into limbo and returns them; ids in `foreign` belong to somebody else. It

@@ -73,17 +73,6 @@ impl Reader {
     pub(crate) fn new(txn: ReadTransaction) -> Self {
         Self { txn }
     }
-
-    /// Rows in a table.
-    pub(crate) fn len(&self, table: Table) -> Result<u64> {
-        match self.txn.open_table(definition(table)) {
-            Ok(rows) => {
-                redb::ReadableTableMetadata::len(&rows).map_err(|e| storage_error("count rows of the store", e))
-            }
-            Err(TableError::TableDoesNotExist(_)) => Ok(0),
-            Err(e) => Err(storage_error("open a table of the store", e)),
-        }
-    }
 }
 
 impl Rows for Reader {

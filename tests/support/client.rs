@@ -9,27 +9,27 @@ use thinsnap::snapshotter::{Filter, LabelChange, Snapshotter};
 
 /// A refusal: the gRPC code and the text.
 #[derive(Debug)]
-pub struct Failure {
-    pub code: tonic::Code,
-    pub message: String,
+pub(crate) struct Failure {
+    pub(crate) code: tonic::Code,
+    pub(crate) message: String,
 }
 
-pub type Answer<T> = Result<T, Failure>;
+pub(crate) type Answer<T> = Result<T, Failure>;
 
 /// The fields of a snapshot that go over the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Info {
-    pub name: String,
+pub(crate) struct Info {
+    pub(crate) name: String,
     /// Empty without one.
-    pub parent: String,
-    pub kind: Kind,
-    pub labels: BTreeMap<String, String>,
-    pub created_ns: i64,
-    pub updated_ns: i64,
+    pub(crate) parent: String,
+    pub(crate) kind: Kind,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) created_ns: i64,
+    pub(crate) updated_ns: i64,
 }
 
 /// The verbs; an empty `parent` is none, as on the wire.
-pub trait Client: Send + Sync {
+pub(crate) trait Client: Send + Sync {
     fn prepare(&self, key: &str, parent: &str, labels: &[(&str, &str)]) -> Answer<Vec<Mount>>;
     fn view(&self, key: &str, parent: &str, labels: &[(&str, &str)]) -> Answer<Vec<Mount>>;
     fn mounts(&self, key: &str) -> Answer<Vec<Mount>>;
@@ -50,13 +50,13 @@ pub trait Client: Send + Sync {
 }
 
 /// Calls without anything between.
-pub struct DirectClient {
-    pub snapshotter: Arc<Snapshotter>,
-    pub space: Space,
+pub(crate) struct DirectClient {
+    pub(crate) snapshotter: Arc<Snapshotter>,
+    pub(crate) space: Space,
 }
 
 impl DirectClient {
-    pub fn new(snapshotter: Arc<Snapshotter>, space: &str) -> Self {
+    pub(crate) fn new(snapshotter: Arc<Snapshotter>, space: &str) -> Self {
         Self { snapshotter, space: Space::new(space).unwrap() }
     }
 }

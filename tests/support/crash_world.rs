@@ -23,24 +23,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// How many steps the process still lives.
 #[derive(Debug, Clone)]
-pub struct Fuse(Arc<Mutex<(u64, u64)>>);
+pub(crate) struct Fuse(Arc<Mutex<u64>>);
 
 impl Fuse {
-    pub fn new(steps: u64) -> Self {
-        Self(Arc::new(Mutex::new((steps, 0))))
+    pub(crate) fn new(steps: u64) -> Self {
+        Self(Arc::new(Mutex::new(steps)))
     }
 
-    pub fn endless() -> Self {
+    pub(crate) fn endless() -> Self {
         Self::new(u64::MAX)
     }
 
-    /// Steps that were taken.
-    pub fn taken(&self) -> u64 {
-        lock(&self.0).1
+    /// From here on, this many steps.
+    pub(crate) fn shorten(&self, steps: u64) {
+        *lock(&self.0) = steps;
     }
 
-    pub fn is_blown(&self) -> bool {
-        lock(&self.0).0 == 0
+    pub(crate) fn is_blown(&self) -> bool {
+        *lock(&self.0) == 0
     }
 
     fn alive(&self) -> Result<()> {
@@ -49,16 +49,14 @@ impl Fuse {
 
     fn step(&self) -> Result<()> {
         self.alive()?;
-        let mut fuse = lock(&self.0);
-        fuse.0 -= 1;
-        fuse.1 += 1;
+        *lock(&self.0) -= 1;
         Ok(())
     }
 }
 
 /// What the machine remembers: survives the process.
 #[derive(Debug, Clone, Default)]
-pub struct Machine {
+pub(crate) struct Machine {
     disk: Arc<Mutex<Vec<u8>>>,
     pool: Arc<Mutex<PoolState>>,
 }
@@ -72,26 +70,26 @@ struct PoolState {
 }
 
 impl Machine {
-    pub fn devices(&self) -> BTreeSet<DeviceId> {
+    pub(crate) fn devices(&self) -> BTreeSet<DeviceId> {
         lock(&self.pool).devices.keys().copied().collect()
     }
 
-    pub fn active(&self) -> usize {
+    pub(crate) fn active(&self) -> usize {
         lock(&self.pool).active.len()
     }
 
     /// As a reboot does.
-    pub fn deactivate_all(&self) {
+    pub(crate) fn deactivate_all(&self) {
         lock(&self.pool).active.clear();
     }
 
     /// The same pool over another machine's store.
-    pub fn with_disk_of(self, other: &Self) -> Self {
+    pub(crate) fn with_disk_of(self, other: &Self) -> Self {
         Self { disk: Arc::new(Mutex::new(lock(&other.disk).clone())), pool: self.pool }
     }
 
     /// A machine in the same state that goes its own way.
-    pub fn copy(&self) -> Self {
+    pub(crate) fn copy(&self) -> Self {
         let pool = lock(&self.pool);
         let pool = PoolState {
             devices: pool.devices.clone(),
@@ -102,19 +100,25 @@ impl Machine {
     }
 }
 
+#[derive(Debug)]
+struct Seen {
+    bytes: Vec<u8>,
+    unflushed: Vec<(usize, Vec<u8>)>,
+}
+
 /// The store's disk in one life of the process.
 #[derive(Debug)]
-pub struct Disk {
+pub(crate) struct Disk {
     durable: Arc<Mutex<Vec<u8>>>,
     /// What this life sees; the writes that no flush has covered.
-    seen: Mutex<(Vec<u8>, Vec<(usize, Vec<u8>)>)>,
+    seen: Mutex<Seen>,
     fuse: Fuse,
 }
 
 impl Disk {
-    pub fn new(machine: &Machine, fuse: Fuse) -> Self {
+    pub(crate) fn new(machine: &Machine, fuse: Fuse) -> Self {
         let seen = lock(&machine.disk).clone();
-        Self { durable: machine.disk.clone(), seen: Mutex::new((seen, Vec::new())), fuse }
+        Self { durable: machine.disk.clone(), seen: Mutex::new(Seen { bytes: seen, unflushed: Vec::new() }), fuse }
     }
 }
 
@@ -124,13 +128,13 @@ fn gone(error: Error) -> io::Error {
 
 impl StorageBackend for Disk {
     fn len(&self) -> io::Result<u64> {
-        Ok(lock(&self.seen).0.len() as u64)
+        Ok(lock(&self.seen).bytes.len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let start = usize::try_from(offset).unwrap();
         let seen = lock(&self.seen);
-        let bytes = seen.0.get(start..start + out.len());
+        let bytes = seen.bytes.get(start..start + out.len());
         out.copy_from_slice(bytes.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?);
         Ok(())
     }
@@ -138,7 +142,7 @@ impl StorageBackend for Disk {
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.fuse.alive().map_err(gone)?;
         let len = usize::try_from(len).unwrap();
-        lock(&self.seen).0.resize(len, 0);
+        lock(&self.seen).bytes.resize(len, 0);
         lock(&self.durable).resize(len, 0);
         Ok(())
     }
@@ -146,7 +150,7 @@ impl StorageBackend for Disk {
     fn sync_data(&self) -> io::Result<()> {
         self.fuse.step().map_err(gone)?;
         let mut durable = lock(&self.durable);
-        for (offset, bytes) in lock(&self.seen).1.drain(..) {
+        for (offset, bytes) in lock(&self.seen).unflushed.drain(..) {
             // A later set_len may have cut it off.
             if offset + bytes.len() <= durable.len() {
                 durable[offset..offset + bytes.len()].copy_from_slice(&bytes);
@@ -159,8 +163,8 @@ impl StorageBackend for Disk {
         self.fuse.alive().map_err(gone)?;
         let start = usize::try_from(offset).unwrap();
         let mut seen = lock(&self.seen);
-        seen.0[start..start + data.len()].copy_from_slice(data);
-        seen.1.push((start, data.to_vec()));
+        seen.bytes[start..start + data.len()].copy_from_slice(data);
+        seen.unflushed.push((start, data.to_vec()));
         Ok(())
     }
 }
@@ -168,7 +172,7 @@ impl StorageBackend for Disk {
 type Hook = Box<dyn Fn() + Send + Sync>;
 
 /// The pool in one life of the process.
-pub struct MemoryPool {
+pub(crate) struct MemoryPool {
     machine: Machine,
     fuse: Fuse,
     /// Called after every change: somebody else's turn.
@@ -176,11 +180,11 @@ pub struct MemoryPool {
 }
 
 impl MemoryPool {
-    pub fn new(machine: &Machine, fuse: Fuse) -> Self {
+    pub(crate) fn new(machine: &Machine, fuse: Fuse) -> Self {
         Self { machine: machine.clone(), fuse, after: Mutex::new(None) }
     }
 
-    pub fn set_after(&self, hook: Option<Hook>) {
+    pub(crate) fn set_after(&self, hook: Option<Hook>) {
         *lock(&self.after) = hook;
     }
 
@@ -320,9 +324,9 @@ impl ThinPool for MemoryPool {
 }
 
 /// File systems without bytes; that a device was formatted is remembered in the pool.
-pub struct MemoryFilesystems {
-    pub machine: Machine,
-    pub fuse: Fuse,
+pub(crate) struct MemoryFilesystems {
+    pub(crate) machine: Machine,
+    pub(crate) fuse: Fuse,
 }
 
 impl Filesystems for MemoryFilesystems {
@@ -354,6 +358,6 @@ impl Filesystems for MemoryFilesystems {
 }
 
 /// True if every device of the pool stands on a formatted base.
-pub fn all_formatted(machine: &Machine) -> bool {
+pub(crate) fn all_formatted(machine: &Machine) -> bool {
     lock(&machine.pool).devices.values().all(|&formatted| formatted)
 }

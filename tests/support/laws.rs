@@ -16,15 +16,15 @@ use tonic::Code;
 use crate::client::{Answer, Client};
 
 /// A law and its claim.
-pub type Law = (&'static str, fn(&Case<'_>));
+pub(crate) type Law = (&'static str, fn(&Case<'_>));
 
 /// What a law works with.
-pub struct Case<'a> {
-    pub client: &'a dyn Client,
+pub(crate) struct Case<'a> {
+    pub(crate) client: &'a dyn Client,
     /// An empty directory.
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// In front of every key of this law, so that laws do not meet.
-    pub prefix: String,
+    pub(crate) prefix: String,
 }
 
 macro_rules! laws {
@@ -32,7 +32,7 @@ macro_rules! laws {
 }
 
 /// The laws about records and their states.
-pub fn all() -> Vec<Law> {
+pub(crate) fn all() -> Vec<Law> {
     let records: &[Law] = laws![
         a_snapshot_of_nothing_is_an_empty_directory_of_roots,
         stat_tells_what_prepare_view_and_commit_made,
@@ -64,7 +64,7 @@ pub fn all() -> Vec<Law> {
 }
 
 /// Runs every law; `dir` is an empty directory.
-pub fn run_all(client: &dyn Client, dir: &Path) {
+pub(crate) fn run_all(client: &dyn Client, dir: &Path) {
     for (number, (claim, law)) in all().into_iter().enumerate() {
         let dir = dir.join(format!("{number}"));
         fs::create_dir(&dir).unwrap();
@@ -75,7 +75,7 @@ pub fn run_all(client: &dyn Client, dir: &Path) {
 
 /// The code of a refusal; a success is a broken law.
 #[track_caller]
-pub fn refused<T: std::fmt::Debug>(answer: Answer<T>) -> Code {
+pub(crate) fn refused<T: std::fmt::Debug>(answer: Answer<T>) -> Code {
     match answer {
         Ok(value) => panic!("accepted, with {value:?}"),
         Err(failure) => failure.code,
@@ -83,12 +83,12 @@ pub fn refused<T: std::fmt::Debug>(answer: Answer<T>) -> Code {
 }
 
 impl Case<'_> {
-    pub fn key(&self, name: &str) -> String {
+    pub(crate) fn key(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
     /// Mounts at a directory of its own and runs `work` in it.
-    pub fn inside<T>(&self, mounts: &[Mount], work: impl FnOnce(&Path) -> T) -> T {
+    pub(crate) fn inside<T>(&self, mounts: &[Mount], work: impl FnOnce(&Path) -> T) -> T {
         let mounted = self.mounted(mounts);
         let result = work(mounted.path());
         mounted.unmount().unwrap();
@@ -96,7 +96,7 @@ impl Case<'_> {
     }
 
     /// One mount, at a new directory.
-    pub fn mounted(&self, mounts: &[Mount]) -> Mounted {
+    pub(crate) fn mounted(&self, mounts: &[Mount]) -> Mounted {
         assert_eq!(mounts.len(), 1, "Kata and Firecracker take exactly one mount");
         let count = fs::read_dir(&self.dir).unwrap().count();
         let target = self.dir.join(format!("mnt-{count}"));
@@ -105,7 +105,7 @@ impl Case<'_> {
     }
 
     /// A committed layer `name` on `parent` (an own key, or empty), filled by `work`.
-    pub fn layer(&self, name: &str, parent: &str, work: impl FnOnce(&Path)) -> String {
+    pub(crate) fn layer(&self, name: &str, parent: &str, work: impl FnOnce(&Path)) -> String {
         let (key, name) = (self.key(&format!("extract {name}")), self.key(name));
         let mounts = self.client.prepare(&key, parent, &[]).unwrap();
         self.inside(&mounts, work);
@@ -114,7 +114,7 @@ impl Case<'_> {
     }
 
     /// A committed layer without a mount.
-    pub fn empty_layer(&self, name: &str, parent: &str) -> String {
+    pub(crate) fn empty_layer(&self, name: &str, parent: &str) -> String {
         let (key, name) = (self.key(&format!("extract {name}")), self.key(name));
         self.client.prepare(&key, parent, &[]).unwrap();
         self.client.commit(&name, &key).unwrap();

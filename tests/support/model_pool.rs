@@ -31,7 +31,7 @@ struct State {
     data_free: u64,
 }
 
-pub struct ModelPool {
+pub(crate) struct ModelPool {
     dir: PathBuf,
     identity: [u8; 16],
     state: Mutex<State>,
@@ -52,12 +52,12 @@ fn text(path: &Path) -> &str {
 
 impl ModelPool {
     /// `dir`: an empty directory for the files.
-    pub fn new(dir: &Path) -> Self {
+    pub(crate) fn new(dir: &Path) -> Self {
         let state = Mutex::new(State { data_free: 1 << 40, ..State::default() });
         Self { dir: dir.to_owned(), identity: [7; 16], state }
     }
 
-    pub fn set_data_free(&self, bytes: u64) {
+    pub(crate) fn set_data_free(&self, bytes: u64) {
         self.state().data_free = bytes;
     }
 

@@ -10,7 +10,7 @@ use tonic::Code;
 
 use crate::laws::{Case, Law, refused};
 
-pub const MOUNT_LAWS: &[Law] = &[
+pub(crate) const MOUNT_LAWS: &[Law] = &[
     (
         "a_child_sees_its_parents_files_and_changes_only_its_own",
         a_child_sees_its_parents_files_and_changes_only_its_own,
