@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{DeviceDetails, Node, TreeKind};
 use crate::meta::btree::{Place, insert, release, remove};
 use crate::meta::metadata::{Device, Metadata};
-use crate::meta::room::{Demand, Reserve};
+use crate::meta::room::Reserve;
 use crate::meta::transaction::Transaction;
 use crate::units::{DeviceId, MetaBlock, TIME_MAX};
 
@@ -46,7 +46,7 @@ impl Metadata {
         let doing = format!("create device {id}");
         self.check_writable(&doing)?;
         self.check_absent(id, &doing)?;
-        let mut demand = Demand::device();
+        let mut demand = self.demand_device();
         demand.blocks += 1;
         self.check_room(&doing, &demand, Reserve::Keep)?;
         self.alter(|this| {
@@ -77,9 +77,9 @@ impl Metadata {
                 format!("{doing}: the snapshot clock is at {TIME_MAX}, its end"),
             ));
         }
-        let mut demand = Demand::device();
+        let mut demand = self.demand_device();
         demand.devices += 1;
-        demand.metadata_changes += 1;
+        demand.metadata_counts += 1;
         self.check_room(&doing, &demand, Reserve::Keep)?;
         self.alter(|this| {
             this.transaction.metadata.inc(root.0)?;
@@ -160,7 +160,11 @@ impl Metadata {
         leaves.truncate(budget);
         let ranges = merged(&leaves);
         let entries = device.details.mapped_blocks.min(leaves.len() as u64 * 252);
-        let demand = if last_step { Demand::remove(1, entries) } else { Demand::remove(ranges.len() as u64, entries) };
+        let demand = if last_step {
+            self.demand_delete(&device)
+        } else {
+            self.demand_remove(&device, ranges.len() as u64, entries)
+        };
         self.check_room(&doing, &demand, Reserve::Use)?;
         if last_step {
             self.alter(|this| this.delete_device(id, device)).map_err(|e| e.doing(doing))?;

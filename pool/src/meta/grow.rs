@@ -76,7 +76,7 @@ impl Metadata {
             return Ok(());
         }
         let bitmaps = blocks.div_ceil(ENTRIES_PER_BITMAP) - now.div_ceil(ENTRIES_PER_BITMAP);
-        self.check_room(&doing, &Demand { bitmaps: bitmaps + 1, ..Demand::default() }, Reserve::Keep)?;
+        self.check_room(&doing, &Demand { new_bitmaps: bitmaps + 1, ..Demand::default() }, Reserve::Keep)?;
         self.alter(|this| {
             this.transaction.data.grow(blocks);
             Ok(())

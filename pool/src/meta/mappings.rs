@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Mapping, TreeKind};
 use crate::meta::btree::{ALL_KEYS, Flow, insert, lookup, remove, span_is_empty, walk};
 use crate::meta::metadata::{DataRun, MappedRun, Metadata};
-use crate::meta::room::{Demand, Reserve};
+use crate::meta::room::Reserve;
 use crate::units::{DataBlock, DeviceId, VirtualBlock};
 
 impl Metadata {
@@ -113,7 +113,7 @@ impl Metadata {
         if run.len == 0 {
             return Ok(());
         }
-        self.check_room(&doing, &Demand::insert(run.len), Reserve::Keep)?;
+        self.check_room(&doing, &self.demand_insert(&device, run.len), Reserve::Keep)?;
         let time = self.superblock.time;
         let items: Vec<(u64, u64)> = (start.0..)
             .zip(blocks)
@@ -149,7 +149,7 @@ impl Metadata {
             return Ok(0);
         }
         let count = (keys.end - keys.start).min(device.details.mapped_blocks);
-        self.check_room(&doing, &Demand::remove(1, count), Reserve::Keep)?;
+        self.check_room(&doing, &self.demand_remove(&device, 1, count), Reserve::Keep)?;
         self.alter(|this| {
             let count = this.with_tree(id, device, |transaction, root| {
                 let removed = remove(transaction, TreeKind::Mapping, root, keys)?;

@@ -5,14 +5,14 @@
 //! back) the reserve, on which deletions live when everything else is full.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::entries_max;
-use crate::meta::metadata::Metadata;
+use crate::format::{ENTRIES_PER_BITMAP, TreeKind, entries_max};
+use crate::meta::counts::Counts;
+use crate::meta::metadata::{Device, Metadata};
 
-/// Levels of any tree of ours, generously: five levels of nodes filled to a third hold 10^9 mappings.
-const LEVELS: u64 = 5;
-/// Children of a node, and entries of a mapping leaf.
+/// Children of an internal node, and entries of a mapping leaf.
 const FANOUT: u64 = entries_max(8) as u64;
-const MIN_FANOUT: u64 = FANOUT / 3;
+/// Fewest children of an internal node that is no root.
+const FANOUT_MIN: u64 = FANOUT / 3;
 const RESERVE_MAX: u64 = 4096;
 const RESERVE_MIN: u64 = 16;
 
@@ -21,14 +21,16 @@ const RESERVE_MIN: u64 = 16;
 pub(in crate::meta) struct Demand {
     /// Metadata blocks that it allocates itself.
     pub(in crate::meta) blocks: u64,
-    /// Data blocks whose count it may change.
-    pub(in crate::meta) data_changes: u64,
-    /// Metadata blocks whose count it may raise to three or more, or lower from there.
-    pub(in crate::meta) metadata_changes: u64,
+    /// Data bitmaps that it changes, besides those of `data_counts`.
+    pub(in crate::meta) data_bitmaps: u64,
+    /// Data blocks anywhere whose count it changes, perhaps to or from three and more.
+    pub(in crate::meta) data_counts: u64,
+    /// Metadata blocks whose count it changes to or from three and more.
+    pub(in crate::meta) metadata_counts: u64,
     /// Devices whose record it changes.
     pub(in crate::meta) devices: u64,
     /// Bitmaps that it adds.
-    pub(in crate::meta) bitmaps: u64,
+    pub(in crate::meta) new_bitmaps: u64,
 }
 
 /// Whether the reserve may be used.
@@ -40,46 +42,33 @@ pub(in crate::meta) enum Reserve {
     Use,
 }
 
-impl Demand {
-    /// One entry of the top tree written or removed, and its details.
-    pub(in crate::meta) fn device() -> Self {
-        Self { blocks: 2 * LEVELS + 2, metadata_changes: LEVELS * FANOUT, devices: 1, ..Self::default() }
-    }
-
-    /// `count` mappings side by side inserted in a tree that may be shared to the last leaf.
-    pub(in crate::meta) fn insert(count: u64) -> Self {
-        let copied_leaves = count / MIN_FANOUT + 2;
-        let new_leaves = count / (FANOUT / 2) + 1;
-        let internal = 2 * LEVELS + (copied_leaves + new_leaves) / MIN_FANOUT * 2;
-        let device = Self::device();
-        Self {
-            blocks: device.blocks + copied_leaves + new_leaves + internal,
-            data_changes: count + copied_leaves * FANOUT,
-            metadata_changes: device.metadata_changes + internal * FANOUT,
-            ..device
-        }
-    }
-
-    /// `edges` ranges removed that hold `count` mappings in all: copies at both edges and of their neighbours.
-    pub(in crate::meta) fn remove(edges: u64, count: u64) -> Self {
-        let device = Self::device();
-        Self {
-            blocks: device.blocks + 4 * LEVELS * edges,
-            data_changes: count.saturating_add(4 * FANOUT * edges),
-            metadata_changes: device.metadata_changes + 4 * LEVELS * FANOUT * edges,
-            ..device
-        }
-    }
+/// The largest tree that `entries` can make, nodes filled to a third.
+#[derive(Debug, Clone, Copy)]
+struct LargestTree {
+    leaves: u64,
+    levels: u64,
+    nodes: u64,
 }
 
-/// Blocks that changing `changes` entries of a tree of at most `entries` may take: each leaf is copied and may be
-/// split or take from a neighbour.
-fn tree_worst_case(changes: u64, entries: u64, min_entries: u64) -> u64 {
-    if changes == 0 {
-        return 0;
+impl LargestTree {
+    fn of(kind: TreeKind, entries: u64) -> Self {
+        let leaves = (entries / (entries_max(kind.value_size()) as u64 / 3)).max(1);
+        let (mut levels, mut nodes, mut width) = (1, leaves, leaves);
+        while width > 1 {
+            width = (width / FANOUT_MIN).max(1);
+            nodes += width;
+            levels += 1;
+        }
+        Self { leaves, levels, nodes }
     }
-    let leaves = changes.min(entries / min_entries + 1);
-    2 * leaves + 2 * leaves / MIN_FANOUT + LEVELS
+
+    /// Blocks that changing entries in `leaves` of its leaves may take: each leaf and the way to it copied, and all
+    /// of them split or evened out with a neighbour. What is made and dropped within a generation is used again, so
+    /// it is never more than a whole new tree and the two nodes in hand.
+    fn copies(self, leaves: u64) -> u64 {
+        let leaves = leaves.min(self.leaves);
+        (2 * leaves * self.levels + 1).min(self.nodes + 2)
+    }
 }
 
 impl Metadata {
@@ -88,22 +77,73 @@ impl Metadata {
         (self.transaction.metadata.total() / 10).clamp(RESERVE_MIN, RESERVE_MAX)
     }
 
+    /// One entry of the top tree written or removed, and its record.
+    pub(in crate::meta) fn demand_device(&self) -> Demand {
+        let top = LargestTree::of(TreeKind::Top, self.devices.len() as u64 + 1);
+        // Only a held snapshot shares nodes of the top tree.
+        let shared = if self.superblock.held_root == 0 { 0 } else { 2 * top.levels * FANOUT };
+        Demand { blocks: top.copies(1), metadata_counts: shared, devices: 1, ..Demand::default() }
+    }
+
+    /// `count` mappings side by side inserted in a tree that may be shared to the last leaf.
+    pub(in crate::meta) fn demand_insert(&self, device: &Device, count: u64) -> Demand {
+        let mapped = device.details.mapped_blocks;
+        let before = LargestTree::of(TreeKind::Mapping, mapped);
+        let copied = (count / FANOUT_MIN + 2).min(before.leaves);
+        let added = count / (FANOUT / 2) + 1;
+        let blocks = before.copies(copied) + added + added / FANOUT_MIN + 1;
+        let demand = self.demand_device();
+        Demand {
+            blocks: demand.blocks + blocks,
+            data_bitmaps: count / ENTRIES_PER_BITMAP + 2,
+            data_counts: (copied * FANOUT).min(mapped),
+            metadata_counts: demand.metadata_counts + (copied * before.levels * FANOUT).min(before.nodes),
+            ..demand
+        }
+    }
+
+    /// `ranges` of keys removed that hold `count` mappings in all: copies at both edges, and of their neighbours.
+    pub(in crate::meta) fn demand_remove(&self, device: &Device, ranges: u64, count: u64) -> Demand {
+        let mapped = device.details.mapped_blocks;
+        let before = LargestTree::of(TreeKind::Mapping, mapped);
+        let demand = self.demand_device();
+        Demand {
+            blocks: demand.blocks + before.copies(4 * ranges),
+            data_counts: count.saturating_add(4 * ranges * FANOUT).min(mapped),
+            metadata_counts: demand.metadata_counts + (4 * ranges * before.levels * FANOUT).min(before.nodes),
+            ..demand
+        }
+    }
+
+    /// A device removed with all of a tree: nothing of that is copied.
+    pub(in crate::meta) fn demand_delete(&self, device: &Device) -> Demand {
+        let mapped = device.details.mapped_blocks;
+        let demand = self.demand_device();
+        let nodes = LargestTree::of(TreeKind::Mapping, mapped).nodes;
+        Demand { data_counts: mapped, metadata_counts: demand.metadata_counts + nodes, ..demand }
+    }
+
     /// Blocks that the next commit may take at most if `demand` is done before it.
     fn commit_worst_case(&self, demand: &Demand) -> u64 {
         let (data, metadata) = (&self.transaction.data, &self.transaction.metadata);
-        let data_bitmaps = data.bitmaps() as u64 + demand.bitmaps;
-        let moved = data_bitmaps.min(data.touched_count() + demand.data_changes + demand.bitmaps);
-        let data_changes = data.overflow_changes().saturating_add(demand.data_changes);
-        let metadata_changes = metadata.overflow_changes() + demand.metadata_changes;
-        let changed_devices = self.details_changed.len() as u64 + demand.devices;
+        let data_bitmaps = data.bitmaps() as u64 + demand.new_bitmaps;
+        let moved =
+            data_bitmaps.min(data.touched_count() + demand.data_bitmaps + demand.data_counts + demand.new_bitmaps);
+        let index = LargestTree::of(TreeKind::DataIndex, data_bitmaps);
+        // A tree of counts has at most the blocks in use, and grows by what is changed.
+        let overflow = |counts: &Counts, kind, changes: u64| {
+            let changes = counts.overflow_changes().saturating_add(changes);
+            LargestTree::of(kind, (counts.overflow().saturating_add(changes)).min(counts.used())).copies(changes)
+        };
+        let records = self.details_changed.len() as u64 + demand.devices;
+        let details = LargestTree::of(TreeKind::Details, self.devices.len() as u64 + records);
+        let bitmaps_and_index = metadata.bitmaps() as u64 + demand.new_bitmaps + 1;
         moved
-            + tree_worst_case(moved, data_bitmaps, 56)
-            + tree_worst_case(data_changes, data.overflow().saturating_add(data_changes), 112)
-            + tree_worst_case(changed_devices, self.devices.len() as u64 + changed_devices, 42)
-            + metadata.bitmaps() as u64
-            + demand.bitmaps
-            + 1
-            + tree_worst_case(metadata_changes, metadata.overflow() + metadata_changes, 112)
+            + if moved > 0 { index.copies(moved) } else { 0 }
+            + overflow(data, TreeKind::DataOverflow, demand.data_counts)
+            + details.copies(records)
+            + bitmaps_and_index
+            + overflow(metadata, TreeKind::MetadataOverflow, demand.metadata_counts)
     }
 
     /// Errors with `OutOfMetadataSpace` unless `demand` and the commit after it are sure to find their blocks.
@@ -127,5 +167,21 @@ impl Metadata {
                 metadata.pending()
             ),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LargestTree;
+    use crate::format::TreeKind;
+
+    #[test]
+    fn the_largest_tree_has_nodes_filled_to_a_third() {
+        let small = LargestTree::of(TreeKind::Mapping, 83);
+        assert_eq!((small.leaves, small.levels, small.nodes, small.copies(9)), (1, 1, 1, 3));
+        let two_levels = LargestTree::of(TreeKind::Mapping, 84 * 84);
+        assert_eq!((two_levels.leaves, two_levels.levels, two_levels.nodes), (84, 2, 85));
+        let three_levels = LargestTree::of(TreeKind::Mapping, 84 * 84 * 84);
+        assert_eq!((three_levels.levels, three_levels.copies(1)), (3, 7));
     }
 }

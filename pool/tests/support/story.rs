@@ -51,9 +51,12 @@ pub fn step(blocks: u64) -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A strategy of a story.
+/// A strategy of a story; it begins with a device that holds something, so that the other steps find one.
 pub fn story(blocks: u64, steps: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec(step(blocks), steps)
+    prop::collection::vec(step(blocks), steps).prop_map(|mut steps| {
+        steps.splice(0..0, [Step::Create(7), Step::Insert(0, 0, 400)]);
+        steps
+    })
 }
 
 /// What a device should hold.
