@@ -7,19 +7,19 @@ use std::fmt;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes in a metadata block; the format knows no other size (source: dm-thin).
-pub const METADATA_BLOCK_SIZE: usize = 4096;
+pub(crate) const METADATA_BLOCK_SIZE: usize = 4096;
 /// Bytes in a sector, the unit of sizes in the superblock.
-pub const SECTOR_SIZE: u64 = 512;
+pub(crate) const SECTOR_SIZE: u64 = 512;
 /// Most metadata blocks that the format can address: 255 bitmaps of 16,320 entries.
-pub const METADATA_BLOCKS_MAX: u64 = 255 * 16_320;
+pub(crate) const METADATA_BLOCKS_MAX: u64 = 255 * 16_320;
 /// Fewest metadata blocks that make a usable pool: 2 MiB.
-pub const METADATA_BLOCKS_MIN: u64 = 512;
+pub(crate) const METADATA_BLOCKS_MIN: u64 = 512;
 /// Data block numbers have 40 bits in a packed mapping.
-pub const DATA_BLOCKS_MAX: u64 = 1 << 40;
+pub(crate) const DATA_BLOCKS_MAX: u64 = 1 << 40;
 /// The snapshot clock has 24 bits in a packed mapping.
-pub const TIME_MAX: u32 = (1 << 24) - 1;
+pub(crate) const TIME_MAX: u32 = (1 << 24) - 1;
 /// Device ids have 24 bits in every message and table.
-pub const DEVICE_ID_MAX: u32 = (1 << 24) - 1;
+pub(crate) const DEVICE_ID_MAX: u32 = (1 << 24) - 1;
 
 /// The number of a thin device in its pool, 0 …= 16,777,215.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -120,7 +120,7 @@ impl BlockSize {
         const STEP: u64 = 64 * 1024;
         const MAX: u64 = 1 << 30;
         match u32::try_from(bytes) {
-            Ok(b) if bytes >= STEP && bytes <= MAX && bytes.is_multiple_of(STEP) => Ok(Self(b)),
+            Ok(b) if (STEP..=MAX).contains(&bytes) && bytes.is_multiple_of(STEP) => Ok(Self(b)),
             _ => Err(Error::new(
                 ErrorKind::Invalid,
                 format!("data block size {bytes} is not a multiple of 64 KiB between 64 KiB and 1 GiB"),

@@ -10,9 +10,9 @@ use thinsnap_pool::{Access, DeviceId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{Kind, Labels, Name, Snapshot, Space, Usage};
-use crate::snapshotter::snapshotter::Snapshotter;
 use crate::snapshotter::ids::Reserved;
 use crate::snapshotter::labels::{check_labels, now_ns};
+use crate::snapshotter::snapshotter::Snapshotter;
 use crate::store::{Records, Rows};
 
 impl Snapshotter {

@@ -7,10 +7,10 @@ use thinsnap_pool::{Access, ByteCount, DeviceId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{FsType, Kind, Labels, Mount, Name, Snapshot, Space};
-use crate::snapshotter::snapshotter::Snapshotter;
 use crate::snapshotter::claims::DeviceHold;
 use crate::snapshotter::labels::{check_labels, now_ns, wanted_size};
 use crate::snapshotter::mounts::mounts_of;
+use crate::snapshotter::snapshotter::Snapshotter;
 use crate::store::{REF_LABEL, Records, Rows};
 
 /// What a new snapshot or view is made of.

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{Kind, Name, Snapshot, Space, Usage};
-use crate::snapshotter::snapshotter::Snapshotter;
 use crate::snapshotter::filter::Filter;
 use crate::snapshotter::labels::{LabelChange, check_labels, now_ns};
+use crate::snapshotter::snapshotter::Snapshotter;
 use crate::store::Records;
 
 impl Snapshotter {

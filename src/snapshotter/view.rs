@@ -4,9 +4,9 @@ use thinsnap_pool::Access;
 
 use crate::error::Result;
 use crate::snapshot::{Kind, Labels, Mount, Name, Snapshot, Space};
-use crate::snapshotter::snapshotter::Snapshotter;
 use crate::snapshotter::labels::{check_labels, now_ns};
 use crate::snapshotter::mounts::mounts_of;
+use crate::snapshotter::snapshotter::Snapshotter;
 
 impl Snapshotter {
     /// New read-only view of `parent` (committed), or of the base device. Returns its mounts. It takes no
