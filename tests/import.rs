@@ -1,5 +1,8 @@
 //! Images and containers, from archives of other programs to mounted root file systems: one program, so that pools are few.
 
+// All of this is test code, helpers too: clippy lets tests unwrap.
+#![cfg(test)]
+
 #[path = "support/archive.rs"]
 mod archive;
 #[path = "support/archive_hostile.rs"]

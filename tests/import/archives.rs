@@ -104,7 +104,7 @@ fn root_an_image_gets_the_name_that_its_archive_tells_unless_one_is_given() {
     assert_eq!(bench.images().get("old:1").unwrap().layers.len(), 1);
     let layout = files.layout("layout", &one_image(&[Packed::gzip(layer("a"))], |_, _| {}));
     assert_eq!(import(&bench, &unnamed(&layout)).unwrap(), 0);
-    assert_eq!(bench.images().get("it").unwrap().config_digest.is_some(), true);
+    assert!(bench.images().get("it").unwrap().config_digest.is_some());
     let rootfs = files.write("rootfs", &layer("a"));
     assert_error(import(&bench, &unnamed(&rootfs)), ErrorKind::InvalidArgument, "tells no name");
     for bad in ["", "a b", "-x", "a\"b", "a\nb", &"x".repeat(256), "ü"] {
@@ -125,7 +125,7 @@ fn root_the_platform_of_this_machine_is_taken_and_others_are_named_in_the_error(
     let mut proof = layout.image(("unknown", "unknown"), &[Packed::gzip(layer("proof"))], |_, _| {});
     proof["annotations"] = json!({ "vnd.docker.reference.type": "attestation-manifest" });
     let index = layout.index(&[theirs.clone(), ours, proof]);
-    let nested = layout.index(&[index.clone()]);
+    let nested = layout.index(&[index]);
     let both = files.layout("both", &layout.clone().name(nested, "it").end());
     bench.import(&both, "ours").unwrap();
     assert!(bench.look_into("ours", |root| root.join("ours").exists()));

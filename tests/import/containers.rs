@@ -77,8 +77,8 @@ fn root_a_mounted_container_is_not_removed_and_the_error_says_where_it_is_mounte
     let shown = at.to_str().unwrap();
     assert_error(bench.containers().remove(&web), ErrorKind::InUse, shown);
     assert_error(bench.containers().mount(&web, &at), ErrorKind::InUse, shown);
-    assert_eq!(bench.containers().get(&web).unwrap().mounted_at, [at.clone()]);
-    assert_eq!(bench.containers().list().unwrap()[0].mounted_at, [at.clone()]);
+    assert_eq!(bench.containers().get(&web).unwrap().mounted_at, std::slice::from_ref(&at));
+    assert_eq!(bench.containers().list().unwrap()[0].mounted_at, std::slice::from_ref(&at));
     let open = std::fs::File::open(at.join("etc/motd")).unwrap();
     assert_error(bench.containers().unmount(&web), ErrorKind::InUse, "unmount container");
     drop(open);

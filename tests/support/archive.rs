@@ -93,11 +93,6 @@ impl Member {
         self.pax.push((key.as_ref().to_vec(), value.as_ref().to_vec()));
         self
     }
-
-    pub(crate) fn gnu(mut self) -> Self {
-        self.magic = b"ustar  \0";
-        self
-    }
 }
 
 impl Tar {

@@ -277,12 +277,12 @@ fn headers() -> Vec<Hostile> {
         refused("a long name without an entry", Tar::default().extended(b'L', b"a").cut(), "without its entry"),
         refused(
             "a global header that renames",
-            { Tar::default().extended(b'g', &pax_records(&[(b"path".to_vec(), b"evil".to_vec())])).add(file()).end() },
+            Tar::default().extended(b'g', &pax_records(&[(b"path".to_vec(), b"evil".to_vec())])).add(file()).end(),
             "global pax header",
         ),
         refused(
             "a global header that resizes",
-            { Tar::default().extended(b'g', &pax_records(&[(b"size".to_vec(), b"512".to_vec())])).add(file()).end() },
+            Tar::default().extended(b'g', &pax_records(&[(b"size".to_vec(), b"512".to_vec())])).add(file()).end(),
             "global pax header",
         ),
         inside(
