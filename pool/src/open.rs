@@ -67,17 +67,6 @@ pub fn open_embedded(paths: &PoolPaths, exporter: Arc<dyn Exporter>) -> Result<A
     let device: Arc<dyn BlockDevice> = Arc::new(FileDevice::open(&paths.metadata).map_err(doing)?);
     let data: Arc<dyn BlockDevice> = Arc::new(FileDevice::open(&paths.data).map_err(doing)?);
     let metadata = Metadata::open(Arc::clone(&device), OpenMode::ReadWrite).map_err(doing)?;
-    let blocks = metadata.metadata_space().0.total;
-    let needed = blocks * METADATA_BLOCK_SIZE as u64;
-    if device.size() < needed {
-        return Err(doing(Error::new(
-            ErrorKind::Corrupt,
-            format!(
-                "its {blocks} metadata blocks need {needed} bytes, the file has {}: it was cut short",
-                device.size()
-            ),
-        )));
-    }
     EmbeddedPool::new(metadata, device, data, exporter).map(Arc::new).map_err(doing)
 }
 

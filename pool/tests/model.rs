@@ -1,0 +1,399 @@
+//! Ten thousand random operations on thin devices against plain byte vectors: contents, mapped blocks and
+//! written blocks must agree after every one, the metadata must pass its judges after every reopening.
+
+mod support {
+    pub mod direct_exporter;
+    #[expect(dead_code, reason = "the tests of the metadata use the rest")]
+    pub mod judges;
+    pub mod random;
+}
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use support::direct_exporter::DirectExporter;
+use support::judges::assert_thin_check_accepts;
+use support::random::Random;
+use thinsnap_pool::{
+    Access, BlockDevice, BlockSize, ByteCount, CreateOptions, DeviceId, Direction, EmbeddedPool, ErrorKind, Extents,
+    FormatOptions, MemoryDevice, Metadata, OpenMode, PoolPaths, ThinPool, Volume,
+};
+
+const BLOCK: u64 = 64 * 1024;
+/// 24 blocks and a half, so that the last one is short.
+const SIZE: u64 = 24 * BLOCK + BLOCK / 2;
+/// Fewer blocks than the devices could hold: the pool runs full now and then.
+const POOL_BLOCKS: u64 = 80;
+const DEVICES_MAX: usize = 7;
+
+/// What a device should be.
+#[derive(Clone)]
+struct Expected {
+    bytes: Vec<u8>,
+    mapped: BTreeSet<u64>,
+    /// Mapped since the device was created.
+    own: BTreeSet<u64>,
+}
+
+/// How a pool is opened and where its metadata is, so that the same story runs in memory and on files.
+trait Ground {
+    fn open(&self, exporter: Arc<DirectExporter>) -> Arc<EmbeddedPool>;
+    fn metadata_image(&self) -> Vec<u8>;
+}
+
+struct Memory {
+    metadata: Arc<MemoryDevice>,
+    data: Arc<MemoryDevice>,
+}
+
+impl Memory {
+    fn new() -> Self {
+        let metadata = Arc::new(MemoryDevice::new(2 << 20));
+        let options = FormatOptions {
+            block_size: BlockSize::DEFAULT,
+            data_blocks: POOL_BLOCKS,
+            metadata_blocks: 512,
+            identity: [7; 16],
+        };
+        Metadata::format(&*metadata, &options).unwrap();
+        // Never zero at the start: whatever reads as zero was zeroed.
+        let data = MemoryDevice::from_bytes(vec![0xa5; usize::try_from(POOL_BLOCKS * BLOCK).unwrap()]);
+        Self { metadata, data: Arc::new(data) }
+    }
+}
+
+impl Ground for Memory {
+    fn open(&self, exporter: Arc<DirectExporter>) -> Arc<EmbeddedPool> {
+        let device: Arc<dyn BlockDevice> = Arc::clone(&self.metadata) as _;
+        let metadata = Metadata::open(Arc::clone(&device), OpenMode::ReadWrite).unwrap();
+        Arc::new(EmbeddedPool::new(metadata, device, Arc::clone(&self.data) as _, exporter).unwrap())
+    }
+
+    fn metadata_image(&self) -> Vec<u8> {
+        self.metadata.to_bytes()
+    }
+}
+
+struct Files {
+    dir: tempfile::TempDir,
+}
+
+impl Files {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        thinsnap_pool::create(&CreateOptions {
+            paths: PoolPaths::in_dir(dir.path()),
+            data_size: Some(ByteCount(POOL_BLOCKS * BLOCK)),
+            metadata_size: None,
+            block_size: BlockSize::DEFAULT,
+        })
+        .unwrap();
+        Self { dir }
+    }
+}
+
+impl Ground for Files {
+    fn open(&self, exporter: Arc<DirectExporter>) -> Arc<EmbeddedPool> {
+        thinsnap_pool::open_embedded(&PoolPaths::in_dir(self.dir.path()), exporter).unwrap()
+    }
+
+    fn metadata_image(&self) -> Vec<u8> {
+        std::fs::read(self.dir.path().join("metadata")).unwrap()
+    }
+}
+
+struct Story<'a> {
+    ground: &'a dyn Ground,
+    exporter: Arc<DirectExporter>,
+    /// `None` only between a closing and the opening after it: the files are locked.
+    open_pool: Option<Arc<EmbeddedPool>>,
+    /// Bytes to write, cut from anywhere.
+    noise: Vec<u8>,
+    random: Random,
+    expected: BTreeMap<DeviceId, Expected>,
+    next_id: u32,
+    /// How often a write found no room, and how often the direct way was open.
+    full: usize,
+    direct: usize,
+}
+
+impl<'a> Story<'a> {
+    fn new(ground: &'a dyn Ground, seed: u64) -> Self {
+        let exporter = DirectExporter::new();
+        let open_pool = Some(ground.open(Arc::clone(&exporter)));
+        let mut random = Random::new(seed);
+        let noise = (0..1 << 20).map(|_| u8::try_from(random.below(256)).unwrap()).collect();
+        Self { ground, exporter, open_pool, noise, random, expected: BTreeMap::new(), next_id: 0, full: 0, direct: 0 }
+    }
+
+    fn pool(&self) -> &EmbeddedPool {
+        self.open_pool.as_ref().expect("the pool is open between the steps")
+    }
+
+    fn step(&mut self) {
+        match self.random.below(100) {
+            0..46 => self.write(),
+            46..62 => self.read(),
+            62..70 => self.discard(),
+            70..78 => self.zero(),
+            78..82 => self.flush(),
+            82..86 => self.create(),
+            86..92 => self.snapshot(),
+            92..95 => self.delete_some(),
+            95..99 => self.compare_usage(),
+            _ => self.reopen(),
+        }
+    }
+
+    fn some_device(&mut self) -> Option<DeviceId> {
+        let ids: Vec<DeviceId> = self.expected.keys().copied().collect();
+        (!ids.is_empty()).then(|| self.random.pick(&ids))
+    }
+
+    /// A range of a device, more often than not on borders that matter.
+    fn range(&mut self) -> (u64, u64) {
+        let unit = self.random.pick(&[1, 512, 4096, 4096, BLOCK]);
+        let start = self.random.below(SIZE / unit) * unit;
+        let longest = self.random.pick(&[4096, 16 * 1024, 2 * BLOCK, 6 * BLOCK]);
+        let len = (self.random.below(longest / unit + 1) * unit).max(unit);
+        (start, len.min(SIZE - start))
+    }
+
+    fn volume(&self, id: DeviceId) -> support::direct_exporter::Opened {
+        self.pool().activate(id, ByteCount(SIZE), Access::ReadWrite).unwrap();
+        self.exporter.open(id)
+    }
+
+    fn write(&mut self) {
+        let Some(id) = self.some_device() else { return self.create() };
+        let (offset, len) = self.range();
+        let from = self.random.below(self.noise.len() as u64 - len);
+        let bytes = self.noise[range_of(from, len)].to_vec();
+        let volume = self.volume(id);
+        if self.random.chance(50) && write_directly(&*volume, &bytes, offset) {
+            self.direct += 1;
+        } else if let Err(e) = volume.write_at(&bytes, offset) {
+            assert_eq!(e.kind(), ErrorKind::OutOfDataSpace, "{e}");
+            self.full += 1;
+            drop(volume);
+            return self.make_room();
+        }
+        let device = self.expected.get_mut(&id).unwrap();
+        device.bytes[range_of(offset, len)].copy_from_slice(&bytes);
+        for block in offset / BLOCK..(offset + len).div_ceil(BLOCK) {
+            device.mapped.insert(block);
+            device.own.insert(block);
+        }
+    }
+
+    fn read(&mut self) {
+        let Some(id) = self.some_device() else { return };
+        let (offset, len) = self.range();
+        let mut bytes = vec![0xee; usize::try_from(len).unwrap()];
+        let volume = self.volume(id);
+        if self.random.chance(50) && read_directly(&*volume, &mut bytes, offset) {
+            self.direct += 1;
+        } else {
+            volume.read_at(&mut bytes, offset).unwrap();
+        }
+        assert!(bytes == self.expected[&id].bytes[range_of(offset, len)], "device {id}: {len} bytes at {offset}");
+    }
+
+    fn discard(&mut self) {
+        let Some(id) = self.some_device() else { return };
+        let (offset, len) = self.range();
+        self.volume(id).discard(offset, len).unwrap();
+        self.expect_unmapped(id, offset, len);
+    }
+
+    fn zero(&mut self) {
+        let Some(id) = self.some_device() else { return };
+        let (offset, len) = self.range();
+        let volume = self.volume(id);
+        if let Err(e) = volume.write_zeroes(offset, len) {
+            assert_eq!(e.kind(), ErrorKind::OutOfDataSpace, "{e}");
+            // Some of it may be zero: old or zero it must be, and then the device goes.
+            let mut bytes = vec![0; usize::try_from(len).unwrap()];
+            volume.read_at(&mut bytes, offset).unwrap();
+            let old = &self.expected[&id].bytes[range_of(offset, len)];
+            assert!(bytes.iter().zip(old).all(|(now, old)| now == old || *now == 0));
+            self.full += 1;
+            drop(volume);
+            return self.delete(id);
+        }
+        let device = self.expected.get_mut(&id).unwrap();
+        device.bytes[range_of(offset, len)].fill(0);
+        // Pieces of mapped blocks were written, whole blocks were unmapped.
+        for block in offset / BLOCK..(offset + len).div_ceil(BLOCK) {
+            if device.mapped.contains(&block) {
+                device.own.insert(block);
+            }
+        }
+        self.expect_unmapped(id, offset, len);
+    }
+
+    fn expect_unmapped(&mut self, id: DeviceId, offset: u64, len: u64) {
+        let device = self.expected.get_mut(&id).unwrap();
+        let end = offset + len;
+        let last = if end == SIZE { end.div_ceil(BLOCK) } else { end / BLOCK };
+        for block in offset.div_ceil(BLOCK)..last {
+            device.mapped.remove(&block);
+            device.own.remove(&block);
+            device.bytes[range_of(block * BLOCK, BLOCK.min(SIZE - block * BLOCK))].fill(0);
+        }
+    }
+
+    fn flush(&mut self) {
+        let Some(id) = self.some_device() else { return };
+        self.volume(id).flush().unwrap();
+    }
+
+    fn create(&mut self) {
+        if self.expected.len() >= DEVICES_MAX {
+            return;
+        }
+        let id = self.new_id();
+        self.pool().create_thin(id).unwrap();
+        let bytes = vec![0; usize::try_from(SIZE).unwrap()];
+        self.expected.insert(id, Expected { bytes, mapped: BTreeSet::new(), own: BTreeSet::new() });
+    }
+
+    fn snapshot(&mut self) {
+        if self.expected.len() >= DEVICES_MAX {
+            return self.delete_some();
+        }
+        let Some(origin) = self.some_device() else { return };
+        let id = self.new_id();
+        self.pool().create_snap(id, origin).unwrap();
+        let copy = Expected { own: BTreeSet::new(), ..self.expected[&origin].clone() };
+        self.expected.insert(id, copy);
+    }
+
+    fn delete_some(&mut self) {
+        if let Some(id) = self.some_device() {
+            self.delete(id);
+        }
+    }
+
+    fn delete(&mut self, id: DeviceId) {
+        self.pool().delete(id).unwrap();
+        self.expected.remove(&id);
+    }
+
+    /// Deletes devices until the pool has a few free blocks.
+    fn make_room(&mut self) {
+        while self.pool().status().unwrap().data.free().0 < 12 * BLOCK {
+            self.delete_some();
+        }
+    }
+
+    fn new_id(&mut self) -> DeviceId {
+        self.next_id += 1;
+        DeviceId::new(self.next_id).unwrap()
+    }
+
+    fn compare_usage(&mut self) {
+        let Some(id) = self.some_device() else { return };
+        let device = &self.expected[&id];
+        let usage = self.pool().usage(id).unwrap();
+        assert_eq!(usage.mapped.0 / BLOCK, device.mapped.len() as u64, "mapped blocks of device {id}");
+        assert_eq!(usage.written.0 / BLOCK, device.own.len() as u64, "written blocks of device {id}");
+        assert_eq!(self.pool().written(id).unwrap(), usage.written);
+    }
+
+    fn reopen(&mut self) {
+        self.pool().close().unwrap();
+        self.open_pool = None;
+        let image = self.ground.metadata_image();
+        assert_thin_check_accepts(&image, "after a reopening");
+        let report = thinsnap_pool::audit(&MemoryDevice::from_bytes(image), &|_| ()).unwrap();
+        assert!(report.is_sound(), "{report:#?}");
+        self.open_pool = Some(self.ground.open(Arc::clone(&self.exporter)));
+        self.compare_all();
+    }
+
+    fn compare_all(&mut self) {
+        let ids: Vec<DeviceId> = self.expected.keys().copied().collect();
+        assert_eq!(self.pool().devices().unwrap(), ids);
+        for id in ids {
+            let mut bytes = vec![0xee; usize::try_from(SIZE).unwrap()];
+            self.volume(id).read_at(&mut bytes, 0).unwrap();
+            let model = &self.expected[&id].bytes;
+            let different = || bytes.iter().zip(model).position(|(a, b)| a != b);
+            assert!(bytes == *model, "device {id} differs from its model at {:?}", different());
+        }
+    }
+}
+
+fn range_of(offset: u64, len: u64) -> std::ops::Range<usize> {
+    usize::try_from(offset).unwrap()..usize::try_from(offset + len).unwrap()
+}
+
+/// The data file as an exporter has it.
+fn data_file(volume: &dyn Volume) -> File {
+    File::options().read(true).write(true).open(format!("/proc/self/fd/{}", volume.data_fd())).unwrap()
+}
+
+fn write_directly(volume: &dyn Volume, bytes: &[u8], offset: u64) -> bool {
+    let mut extents = Extents::default();
+    let len = u32::try_from(bytes.len()).unwrap();
+    let Some(token) = volume.begin_direct(Direction::Write, offset, len, &mut extents) else { return false };
+    let file = data_file(volume);
+    let mut done = 0;
+    for extent in extents.as_slice() {
+        let end = done + usize::try_from(extent.len).unwrap();
+        file.write_all_at(&bytes[done..end], extent.offset.expect("a write has a place for every byte")).unwrap();
+        done = end;
+    }
+    assert_eq!(done, bytes.len());
+    volume.end_direct(token);
+    true
+}
+
+fn read_directly(volume: &dyn Volume, bytes: &mut [u8], offset: u64) -> bool {
+    let mut extents = Extents::default();
+    let len = u32::try_from(bytes.len()).unwrap();
+    let Some(token) = volume.begin_direct(Direction::Read, offset, len, &mut extents) else { return false };
+    let file = data_file(volume);
+    let mut done = 0;
+    for extent in extents.as_slice() {
+        let end = done + usize::try_from(extent.len).unwrap();
+        match extent.offset {
+            Some(place) => file.read_exact_at(&mut bytes[done..end], place).unwrap(),
+            None => bytes[done..end].fill(0),
+        }
+        done = end;
+    }
+    assert_eq!(done, bytes.len());
+    volume.end_direct(token);
+    true
+}
+
+fn run(ground: &dyn Ground, seed: u64, steps: usize) -> Story<'_> {
+    let mut story = Story::new(ground, seed);
+    for number in 0..steps {
+        let step = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| story.step()));
+        assert!(step.is_ok(), "seed {seed}: step {number} failed");
+    }
+    story.compare_all();
+    story.reopen();
+    story
+}
+
+#[test]
+fn ten_thousand_random_operations_agree_with_a_plain_model() {
+    for seed in [1, 2, 3, 4] {
+        let ground = Memory::new();
+        let story = run(&ground, seed, 2_500);
+        assert!(story.full > 0, "seed {seed}: the pool never ran full, the story is too tame");
+    }
+}
+
+#[test]
+fn random_operations_on_files_agree_with_a_plain_model() {
+    let ground = Files::new();
+    let story = run(&ground, 11, 1_500);
+    assert!(story.direct > 100, "the direct way was open {} times only", story.direct);
+}
