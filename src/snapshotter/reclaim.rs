@@ -44,6 +44,42 @@ struct Queue {
     stop: bool,
 }
 
+impl Task {
+    fn device(self) -> Option<DeviceId> {
+        match self {
+            Self::Delete(id) | Self::Release(id) => Some(id),
+            Self::Stamp => None,
+        }
+    }
+}
+
+impl Queue {
+    /// True while a task of the same device is being worked on: the device is had alone, so this one waits
+    /// its turn. It is not dropped: the running one may have looked before this one was asked for.
+    fn is_busy(&self, task: Task) -> bool {
+        self.running.iter().any(|other| other.device() == task.device())
+    }
+
+    /// Moves what can be worked on into the batch, one task for a device.
+    fn take_ready(&mut self, batch: &mut Vec<(Task, u32)>) {
+        let mut later = VecDeque::new();
+        while batch.len() < BATCH_MAX {
+            let Some(task) = self.ready.pop_front() else { break };
+            if batch.iter().any(|(other, _)| *other == task) {
+                continue;
+            }
+            if self.is_busy(task) || batch.iter().any(|(other, _)| other.device() == task.device()) {
+                later.push_back(task);
+            } else {
+                batch.push((task, 0));
+            }
+        }
+        while let Some(task) = later.pop_back() {
+            self.ready.push_front(task);
+        }
+    }
+}
+
 /// The queue and what its workers need.
 pub(crate) struct Reclaimer {
     pool: Arc<dyn ThinPool>,
@@ -136,7 +172,8 @@ impl Reclaimer {
         self.changed.notify_all();
         let mut awaited: HashSet<Task> = queue.ready.iter().chain(queue.running.iter()).copied().collect();
         loop {
-            awaited.retain(|task| queue.ready.contains(task) || queue.running.contains(task));
+            let open: HashSet<Task> = queue.ready.iter().chain(queue.running.iter()).copied().collect();
+            awaited.retain(|task| open.contains(task));
             if awaited.is_empty() || queue.stop {
                 return;
             }
@@ -160,17 +197,12 @@ impl Reclaimer {
             }
             let now = Instant::now();
             let mut batch = Vec::new();
-            if let Some(due) = queue.parked.iter().position(|(when, ..)| *when <= now) {
+            let due = |q: &Queue| q.parked.iter().position(|(when, _, task)| *when <= now && !q.is_busy(*task));
+            if let Some(due) = due(&queue) {
                 let (_, tried, task) = queue.parked.swap_remove(due);
                 batch.push((task, tried));
             }
-            while batch.len() < BATCH_MAX {
-                let Some(task) = queue.ready.pop_front() else { break };
-                // The same device cannot be worked on twice at once; the running one sees to it.
-                if !queue.running.contains(&task) && !batch.iter().any(|(t, _)| *t == task) {
-                    batch.push((task, 0));
-                }
-            }
+            queue.take_ready(&mut batch);
             if !batch.is_empty() {
                 queue.running.extend(batch.iter().map(|(task, _)| *task));
                 return Some(batch);
@@ -178,7 +210,9 @@ impl Reclaimer {
             if !wait {
                 return None;
             }
-            queue = match queue.parked.iter().map(|(when, ..)| *when).min() {
+            // A busy one is looked at again when the running one is done, which wakes this.
+            let next = queue.parked.iter().filter(|(_, _, task)| !queue.is_busy(*task)).map(|(when, ..)| *when).min();
+            queue = match next {
                 Some(when) => {
                     let pause = when.saturating_duration_since(now);
                     self.changed.wait_timeout(queue, pause).unwrap_or_else(PoisonError::into_inner).0

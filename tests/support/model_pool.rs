@@ -65,7 +65,7 @@ impl ModelPool {
         self.state.lock().unwrap()
     }
 
-    fn file(&self, id: DeviceId) -> PathBuf {
+    pub(crate) fn file(&self, id: DeviceId) -> PathBuf {
         self.dir.join(format!("device-{id}"))
     }
 
