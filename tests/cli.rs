@@ -5,7 +5,6 @@
 
 mod support {
     pub(crate) mod leftovers;
-    #[expect(dead_code, reason = "these commands end by themselves")]
     pub(crate) mod process;
     #[expect(dead_code, reason = "nothing is killed here")]
     pub(crate) mod service;

@@ -5,6 +5,8 @@
 
 #[path = "support/client.rs"]
 mod client;
+#[path = "support/direct_client.rs"]
+mod direct_client;
 #[path = "support/laws.rs"]
 mod laws;
 #[path = "support/model_pool.rs"]
@@ -19,7 +21,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use client::{Client, DirectClient};
+use client::Client;
+use direct_client::DirectClient;
 use model_pool::ModelPool;
 use thinsnap::config::{Profile, SnapshotterConfig};
 use thinsnap::snapshot::FsType;

@@ -55,6 +55,8 @@ pub enum ContainerVerb {
         name: String,
     },
     /// Remove a container with everything written in it
+    ///
+    /// Nothing is asked: the one name on the command line is what goes, and nothing that others use goes with it.
     #[command(after_help = examples!("thinsnap container rm web", "thinsnap container rm web --json"))]
     Rm {
         /// Name of the container

@@ -243,8 +243,7 @@ fn free_space(root: &Path) -> Check {
     let dir = existing(root);
     match nix::sys::statvfs::statvfs(dir) {
         Ok(stat) => {
-            // The types differ by platform; all are at most 64 bits wide.
-            let free = u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size()));
+            let free = stat.blocks_available().saturating_mul(stat.fragment_size());
             let found = format!("{} free in {}", size(free), dir.display());
             if free < FREE_SPACE_LOW {
                 let fix =

@@ -38,6 +38,8 @@ pub enum ImageVerb {
     #[command(after_help = examples!("thinsnap image ls", "thinsnap image ls --json"))]
     Ls,
     /// Remove an image, with those of its layers that nothing else uses
+    ///
+    /// Nothing is asked: the one name on the command line is what goes, and nothing that others use goes with it.
     #[command(after_help = examples!("thinsnap image rm debian:12", "thinsnap image rm debian:12 --json"))]
     Rm {
         /// Name of the image

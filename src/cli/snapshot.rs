@@ -61,6 +61,8 @@ pub enum SnapshotVerb {
         labels: Vec<(String, String)>,
     },
     /// Remove a snapshot without children; its space comes back in the background
+    ///
+    /// Nothing is asked: the one name on the command line is what goes, and nothing that others use goes with it.
     #[command(after_help = examples!("thinsnap snapshot rm work", "thinsnap snapshot rm work --json"))]
     Rm(NameArg),
     /// Mount an active snapshot or a view on a directory
@@ -153,7 +155,7 @@ pub(crate) fn run(verb: SnapshotVerb, global: &Global, output: Output) -> Result
         }
         SnapshotVerb::Tree(args) => {
             let list = list(&target, space, args)?;
-            output.answer(&tree::grow(list.snapshots), |trees| tree::text(trees))
+            output.answer(&tree::grow(list.snapshots), tree::text)
         }
         SnapshotVerb::Prepare(args) => {
             let request = args.request(space);

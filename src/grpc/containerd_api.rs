@@ -5,7 +5,6 @@
     unreachable_pub,
     clippy::allow_attributes,
     clippy::doc_markdown,
-    clippy::wildcard_imports,
     reason = "generated; the words are in api/*.proto"
 )]
 mod generated {
