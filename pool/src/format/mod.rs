@@ -9,7 +9,6 @@ mod superblock;
 mod tree_kind;
 
 pub(crate) use bytes::{Block, zeroed_block};
-pub(crate) use checksum::{BlockKind, seal, verify};
 pub use details::DeviceDetails;
 pub use mapping::Mapping;
 pub(crate) use node::{Node, Value, entries_max};

@@ -38,11 +38,6 @@ impl Bitset {
         self.len = len;
     }
 
-    /// Blocks in the set.
-    pub(crate) fn ones(&self) -> u64 {
-        self.ones
-    }
-
     /// Blocks not in the set.
     pub(crate) fn zeroes(&self) -> u64 {
         self.len - self.ones
@@ -166,7 +161,7 @@ mod tests {
                     }
                 }
             }
-            assert_eq!(set.ones(), model.len() as u64);
+            assert_eq!(set.zeroes(), len - model.len() as u64);
             for (start, limit) in probes {
                 let gap = (start..len).find(|b| !model.contains(b));
                 assert_eq!(set.first_absent(start..len), gap);

@@ -4,7 +4,7 @@
 //! last two are full, and the last has at least the third that a node must have.
 
 use crate::error::Result;
-use crate::format::{Node, TreeKind, Value, entries_max};
+use crate::format::{Node, TreeKind, Value};
 use crate::meta::btree::place::Place;
 use crate::meta::transaction::Transaction;
 use crate::units::MetaBlock;
@@ -149,16 +149,6 @@ fn piece_sizes(len: usize, max: usize, growth: Growth) -> Vec<usize> {
         }
         Growth::Anywhere => (0..count).map(|i| len * (i + 1) / count - len * i / count).collect(),
     }
-}
-
-/// Blocks that inserting `count` keys side by side may take at most, in a tree of up to `levels` levels: a copy of
-/// every node met, and what they split into.
-pub(crate) fn insert_worst_case(count: u64, levels: u64) -> (u64, u64) {
-    let max = entries_max(8) as u64;
-    let copied_leaves = count / (max / 3) + 2;
-    let new_leaves = count / (max / 2) + 1;
-    let internal = 2 * levels + (copied_leaves + new_leaves) / (max / 3) * 2;
-    (copied_leaves, copied_leaves + new_leaves + internal)
 }
 
 #[cfg(test)]

@@ -1,13 +1,11 @@
 //! Pools made by the kernel and by thin_restore: we read them as they say they are, and change nothing unasked.
 
-mod support;
-
 use std::sync::Arc;
 
+use crate::facts::{Golden, all, golden};
+use crate::judges::{assert_sound, assert_thin_check_accepts, thin_dump, thin_restore};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use support::golden::{Golden, all, golden};
-use support::judges::{assert_sound, assert_thin_check_accepts, thin_dump, thin_restore};
 use thinsnap_pool::{
     DataRun, DeviceId, DumpSource, ErrorKind, MemoryDevice, Metadata, OpenMode, Severity, VirtualBlock, audit, dump,
 };

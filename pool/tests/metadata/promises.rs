@@ -1,13 +1,11 @@
 //! What metadata promises, one promise a test.
 
-mod support;
-
 use std::sync::Arc;
 
-use support::golden::golden;
-use support::judges::{assert_device_sound, assert_sound, assert_thin_check_accepts, thin_dump, thin_restore};
-use support::story::mappings;
-use support::surgeon::{Kind, operate};
+use crate::facts::golden;
+use crate::judges::{assert_device_sound, assert_sound, assert_thin_check_accepts, thin_dump, thin_restore};
+use crate::story::mappings;
+use crate::surgeon::{Kind, operate};
 use thinsnap_pool::{
     BlockDevice, BlockSize, DataBlock, DataRun, DeviceId, ErrorKind, FormatOptions, MemoryDevice, Metadata, OpenMode,
     VirtualBlock, audit,
@@ -139,7 +137,9 @@ fn appending_fills_leaves_to_two_thirds_and_runs_fill_them_whole() {
     metadata.create_thin(id(0)).unwrap();
     commit(&device, &mut metadata);
     let before = metadata.metadata_space().0.used;
-    (0..25_200).for_each(|block| drop(write(&mut metadata, 0, block, 1)));
+    for block in 0..25_200 {
+        write(&mut metadata, 0, block, 1);
+    }
     commit(&device, &mut metadata);
     let one_by_one = metadata.metadata_space().0.used - before;
     assert!(one_by_one <= 25_200 / 168 + 4, "{one_by_one} blocks");
@@ -224,20 +224,19 @@ fn full_metadata_refuses_new_work_and_still_deletes() {
     metadata.create_thin(id(0)).unwrap();
     commit(&device, &mut metadata);
     let mut snapshots = 0;
-    let refused = 'full: loop {
+    let refused = loop {
         snapshots += 1;
-        let steps: [&dyn Fn(&mut Metadata) -> thinsnap_pool::Result<()>; 2] =
-            [&|metadata| metadata.create_snap(id(snapshots), id(snapshots - 1)), &|metadata| {
-                (0..5).try_for_each(|n| {
-                    let run = metadata.reserve_data(1)?;
-                    let start = VirtualBlock(u64::from(snapshots) * 7919 % 5000 + 300 * n);
-                    metadata.insert(id(snapshots), start, run).inspect_err(|_| metadata.release_data(&[run]))
-                })
-            }];
-        for step in steps {
-            if let Err(error) = step(&mut metadata) {
-                break 'full error;
-            }
+        if let Err(error) = metadata.create_snap(id(snapshots), id(snapshots - 1)) {
+            break error;
+        }
+        let start = u64::from(snapshots) * 7919 % 5000;
+        if let Some(error) = (0..5).find_map(|n| {
+            let run = metadata.reserve_data(1).unwrap();
+            let error = metadata.insert(id(snapshots), VirtualBlock(start + 300 * n), run).err()?;
+            metadata.release_data(&[run]);
+            Some(error)
+        }) {
+            break error;
         }
         commit(&device, &mut metadata);
         assert!(snapshots < 10_000, "it must run full some time");
@@ -264,11 +263,15 @@ fn full_metadata_refuses_new_work_and_still_deletes() {
 fn a_large_device_goes_step_by_step_and_each_step_can_be_committed() {
     let (device, mut metadata) = pool(8192, 300_000);
     metadata.create_thin(id(0)).unwrap();
-    (0..1000).for_each(|n| drop(write(&mut metadata, 0, n * 200, 100)));
+    for n in 0..1000 {
+        write(&mut metadata, 0, n * 200, 100);
+    }
     commit(&device, &mut metadata);
     metadata.create_snap(id(1), id(0)).unwrap();
     // The first half becomes the snapshot's own.
-    (0..500).for_each(|n| drop(write(&mut metadata, 1, n * 200, 100)));
+    for n in 0..500 {
+        write(&mut metadata, 1, n * 200, 100);
+    }
     commit(&device, &mut metadata);
     let mut steps = 0;
     while !metadata.delete_step(id(1), 50).unwrap() {
@@ -395,9 +398,9 @@ fn needs_check_is_set_on_the_last_commit_and_stops_writers() {
 fn a_change_that_fails_half_way_ends_all_changes() {
     let mut image = golden("05").image;
     // A leaf of the device's tree that opening does not read.
-    let leaf = support::surgeon::live_blocks(&image)
+    let leaf = crate::surgeon::live_blocks(&image)
         .into_iter()
-        .find(|&block| support::surgeon::kind_of(&image, block) == Some(Kind::Node) && image[block * 4096 + 16] > 100)
+        .find(|&block| crate::surgeon::kind_of(&image, block) == Some(Kind::Node) && image[block * 4096 + 16] > 100)
         .unwrap();
     image[leaf * 4096 + 100] ^= 1;
     let device = Arc::new(MemoryDevice::from_bytes(image.clone()));
@@ -415,7 +418,9 @@ fn a_change_that_fails_half_way_ends_all_changes() {
 fn a_pool_rewritten_by_thin_restore_opens_again() {
     let (device, mut metadata) = pool(2048, 50_000);
     metadata.create_thin(id(0)).unwrap();
-    (0..300).for_each(|n| drop(write(&mut metadata, 0, n * 31 % 4001, 7)));
+    for n in 0..300 {
+        write(&mut metadata, 0, n * 31 % 4001, 7);
+    }
     for n in 1..10 {
         metadata.create_snap(id(n), id(n - 1)).unwrap();
         write(&mut metadata, n, u64::from(n) * 50, 20);
@@ -430,7 +435,9 @@ fn a_pool_rewritten_by_thin_restore_opens_again() {
         assert_eq!(again.find_device(device_id).unwrap(), Some(details));
         assert_eq!(mappings(&again, device_id), mappings(&metadata, device_id));
     }
-    (0..400).for_each(|n| drop(write(&mut again, 5, n, 1)));
+    for n in 0..400 {
+        write(&mut again, 5, n, 1);
+    }
     commit(&restored, &mut again);
     assert_sound(&restored.to_bytes(), "restored");
     assert_thin_check_accepts(&restored.to_bytes(), "restored");

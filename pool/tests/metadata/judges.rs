@@ -32,19 +32,19 @@ fn run(folder: Option<&Path>, tool: &str, arguments: &[&str]) -> Option<Output> 
 }
 
 /// Panics with the findings unless our own audit finds nothing worse than notes.
-pub fn assert_sound(image: &[u8], story: &str) {
+pub(crate) fn assert_sound(image: &[u8], story: &str) {
     assert_device_sound(&MemoryDevice::from_bytes(image.to_vec()), story);
 }
 
 /// The same of a device.
-pub fn assert_device_sound(device: &dyn BlockDevice, story: &str) {
+pub(crate) fn assert_device_sound(device: &dyn BlockDevice, story: &str) {
     let report = audit(device, &|_| ()).unwrap();
     let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
     assert!(report.is_sound() && !report.incomplete, "{story}: {findings:#?}");
 }
 
 /// Panics with the judge's words unless every thin_check at hand accepts the metadata.
-pub fn assert_thin_check_accepts(image: &[u8], story: &str) {
+pub(crate) fn assert_thin_check_accepts(image: &[u8], story: &str) {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), image).unwrap();
     for folder in tool_folders() {
@@ -60,7 +60,7 @@ pub fn assert_thin_check_accepts(image: &[u8], story: &str) {
 }
 
 /// What `thin_dump` of PATH prints; `None` where it is not installed.
-pub fn thin_dump(image: &[u8], arguments: &[&str]) -> Option<String> {
+pub(crate) fn thin_dump(image: &[u8], arguments: &[&str]) -> Option<String> {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), image).unwrap();
     let mut all = arguments.to_vec();
@@ -71,7 +71,7 @@ pub fn thin_dump(image: &[u8], arguments: &[&str]) -> Option<String> {
 }
 
 /// What `thin_restore` of PATH makes of a dump, on a device of `size` bytes.
-pub fn thin_restore(xml: &str, size: usize) -> Option<Vec<u8>> {
+pub(crate) fn thin_restore(xml: &str, size: usize) -> Option<Vec<u8>> {
     let (input, output) = (tempfile::NamedTempFile::new().unwrap(), tempfile::NamedTempFile::new().unwrap());
     fs::write(input.path(), xml).unwrap();
     fs::write(output.path(), vec![0; size]).unwrap();

@@ -1,10 +1,8 @@
 //! Random stories told to the metadata and to a plain map: both must agree, and every judge must be content.
 
-mod support;
-
+use crate::judges::{assert_device_sound, assert_thin_check_accepts};
+use crate::story::{Sizes, Step, Teller, story};
 use proptest::prelude::{ProptestConfig, proptest};
-use support::judges::{assert_device_sound, assert_thin_check_accepts};
-use support::story::{Sizes, Step, Teller, story};
 
 /// Audits after each commit; every so many commits others judge too.
 fn tell(sizes: Sizes, steps: &[Step]) -> usize {

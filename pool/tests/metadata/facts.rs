@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 /// One golden pool.
-pub struct Golden {
+pub(crate) struct Golden {
     /// For instance `03-thin-snapshot-broken-sharing`.
-    pub name: String,
+    pub(crate) name: String,
     /// The metadata device.
-    pub image: Vec<u8>,
+    pub(crate) image: Vec<u8>,
     /// What it holds.
-    pub facts: Value,
+    pub(crate) facts: Value,
 }
 
 fn folder() -> PathBuf {
@@ -21,12 +21,12 @@ fn folder() -> PathBuf {
 }
 
 /// The golden pool whose name begins with `number`.
-pub fn golden(number: &str) -> Golden {
+pub(crate) fn golden(number: &str) -> Golden {
     load(names().into_iter().find(|name| name.starts_with(number)).expect("a golden pool of that number"))
 }
 
 /// Every golden pool, by name.
-pub fn all() -> Vec<Golden> {
+pub(crate) fn all() -> Vec<Golden> {
     names().into_iter().map(load).collect()
 }
 

@@ -1,12 +1,10 @@
 //! Damaged and hostile metadata: the audit finds it, and nothing panics, hangs or goes on writing.
 
-mod support;
-
 use std::sync::Arc;
 
+use crate::facts::golden;
+use crate::surgeon::{Kind, kind_of, live_blocks, operate, u64_at};
 use proptest::prelude::{ProptestConfig, any, prop, proptest};
-use support::golden::golden;
-use support::surgeon::{Kind, kind_of, live_blocks, operate, u64_at};
 use thinsnap_pool::{
     BlockDevice, DataRun, DeviceId, DumpSource, MemoryDevice, Metadata, OpenMode, Severity, VirtualBlock, audit, dump,
 };

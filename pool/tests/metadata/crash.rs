@@ -1,13 +1,11 @@
 //! A commit that is cut off anywhere: any subset of its blocks, whole or torn, leaves the state before it.
 
-mod support;
-
 use std::cell::Cell;
 use std::sync::{Arc, Mutex};
 
+use crate::judges::assert_sound;
+use crate::story::{Model, Sizes, Teller, assert_model, story};
 use proptest::prelude::{ProptestConfig, any, proptest};
-use support::judges::assert_sound;
-use support::story::{Model, Sizes, Teller, assert_model, story};
 use thinsnap_pool::{BlockDevice, Frozen, MemoryDevice, Metadata, OpenMode, Result};
 
 /// What a commit does to its device.
@@ -88,7 +86,7 @@ fn next(state: &mut u64) -> u64 {
     *state
 }
 
-fn cut_commits(sizes: Sizes, steps: &[support::story::Step], seed: u64) {
+fn cut_commits(sizes: Sizes, steps: &[crate::story::Step], seed: u64) {
     let mut random = seed | 1;
     let commits = std::rc::Rc::new(Cell::new(0));
     let seen = std::rc::Rc::clone(&commits);

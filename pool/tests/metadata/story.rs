@@ -11,7 +11,7 @@ use thinsnap_pool::{
 
 /// One step. Devices are picked among those that exist by a number, modulo.
 #[derive(Debug, Clone)]
-pub enum Step {
+pub(crate) enum Step {
     Create(u32),
     Snap(u32, usize),
     /// Device, first block, blocks.
@@ -32,7 +32,7 @@ pub enum Step {
 }
 
 /// A strategy of one step; blocks are below `blocks`.
-pub fn step(blocks: u64) -> impl Strategy<Value = Step> {
+pub(crate) fn step(blocks: u64) -> impl Strategy<Value = Step> {
     let device = any::<usize>();
     prop_oneof![
         1 => (0u32..40).prop_map(Step::Create),
@@ -52,7 +52,7 @@ pub fn step(blocks: u64) -> impl Strategy<Value = Step> {
 }
 
 /// A strategy of a story; it begins with a device that holds something, so that the other steps find one.
-pub fn story(blocks: u64, steps: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Step>> {
+pub(crate) fn story(blocks: u64, steps: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step(blocks), steps).prop_map(|mut steps| {
         steps.splice(0..0, [Step::Create(7), Step::Insert(0, 0, 400)]);
         steps
@@ -61,50 +61,50 @@ pub fn story(blocks: u64, steps: std::ops::Range<usize>) -> impl Strategy<Value 
 
 /// What a device should hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ModelDevice {
-    pub blocks: BTreeMap<u64, Mapping>,
-    pub transaction_id: u64,
-    pub creation_time: u32,
-    pub snapshotted_time: u32,
+pub(crate) struct ModelDevice {
+    pub(crate) blocks: BTreeMap<u64, Mapping>,
+    pub(crate) transaction_id: u64,
+    pub(crate) creation_time: u32,
+    pub(crate) snapshotted_time: u32,
 }
 
 /// What the pool should hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Model {
-    pub devices: BTreeMap<DeviceId, ModelDevice>,
-    pub time: u32,
-    pub transaction_id: u64,
-    pub data_blocks: u64,
+pub(crate) struct Model {
+    pub(crate) devices: BTreeMap<DeviceId, ModelDevice>,
+    pub(crate) time: u32,
+    pub(crate) transaction_id: u64,
+    pub(crate) data_blocks: u64,
 }
 
 /// Sees a commit: what is on the device before it, what will be written, and the state before and after.
-pub type Watcher = Box<dyn FnMut(&[u8], &thinsnap_pool::Frozen, &Model, &Model)>;
+pub(crate) type Watcher = Box<dyn FnMut(&[u8], &thinsnap_pool::Frozen, &Model, &Model)>;
 
 /// Metadata, the device below it, and the models of the running, the frozen and the durable state.
-pub struct Teller {
-    pub device: Arc<MemoryDevice>,
-    pub metadata: Metadata,
-    pub now: Model,
-    pub durable: Model,
+pub(crate) struct Teller {
+    pub(crate) device: Arc<MemoryDevice>,
+    pub(crate) metadata: Metadata,
+    pub(crate) now: Model,
+    pub(crate) durable: Model,
     frozen: Option<(thinsnap_pool::Frozen, Model)>,
     durable_blocks: BTreeSet<u64>,
     frozen_blocks: BTreeSet<u64>,
     /// Operations that were refused for want of space.
-    pub refused: usize,
+    pub(crate) refused: usize,
     /// Called before a generation is written.
-    pub watcher: Option<Watcher>,
+    pub(crate) watcher: Option<Watcher>,
 }
 
 /// Sizes of a story's pool.
 #[derive(Debug, Clone, Copy)]
-pub struct Sizes {
-    pub metadata_blocks: u64,
-    pub data_blocks: u64,
+pub(crate) struct Sizes {
+    pub(crate) metadata_blocks: u64,
+    pub(crate) data_blocks: u64,
 }
 
 impl Teller {
     /// A new pool.
-    pub fn new(sizes: Sizes) -> Self {
+    pub(crate) fn new(sizes: Sizes) -> Self {
         // Room to grow, and for a device larger than the pool that is on it.
         let device = Arc::new(MemoryDevice::new((sizes.metadata_blocks + 64) * 4096));
         let options = FormatOptions {
@@ -135,7 +135,7 @@ impl Teller {
     }
 
     /// Does one step on both sides.
-    pub fn tell(&mut self, step: &Step) {
+    pub(crate) fn tell(&mut self, step: &Step) {
         match *step {
             Step::Create(id) => self.create(DeviceId::new(id).unwrap()),
             Step::Snap(id, origin) => {
@@ -262,7 +262,7 @@ impl Teller {
             Ok(count) => {
                 assert_eq!(count, keys.len() as u64);
                 let device = self.now.devices.get_mut(&id).unwrap();
-                keys.iter().for_each(|key| drop(device.blocks.remove(key)));
+                device.blocks.retain(|key, _| !(start..end).contains(key));
             }
             Err(error) => assert!(!self.went_through(Err(error))),
         }
@@ -306,7 +306,7 @@ impl Teller {
     }
 
     /// Writes the generation that is on its way.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         if let Some((frozen, model)) = self.frozen.take() {
             if let Some(watcher) = &mut self.watcher {
                 watcher(&self.device.to_bytes(), &frozen, &self.durable, &model);
@@ -320,14 +320,14 @@ impl Teller {
     }
 
     /// Makes everything durable.
-    pub fn commit(&mut self) {
+    pub(crate) fn commit(&mut self) {
         self.finish();
         self.freeze();
         self.finish();
     }
 
     /// Drops what is not durable.
-    pub fn reopen(&mut self) {
+    pub(crate) fn reopen(&mut self) {
         self.frozen = None;
         self.frozen_blocks.clear();
         let device = Arc::clone(&self.device) as Arc<dyn BlockDevice>;
@@ -336,7 +336,7 @@ impl Teller {
     }
 
     /// Compares everything that metadata tells with the model.
-    pub fn compare(&self) {
+    pub(crate) fn compare(&self) {
         assert_model(&self.metadata, &self.now);
         let shared_blocks: Vec<BTreeSet<u64>> = self
             .now
@@ -374,7 +374,7 @@ fn data_blocks(model: &Model) -> BTreeSet<u64> {
 }
 
 /// All mappings of a device.
-pub fn mappings(metadata: &Metadata, id: DeviceId) -> BTreeMap<u64, Mapping> {
+pub(crate) fn mappings(metadata: &Metadata, id: DeviceId) -> BTreeMap<u64, Mapping> {
     let runs = metadata.lookup_range(id, VirtualBlock(0)..VirtualBlock(u64::MAX)).unwrap();
     runs.into_iter()
         .flat_map(|run| {
@@ -385,7 +385,7 @@ pub fn mappings(metadata: &Metadata, id: DeviceId) -> BTreeMap<u64, Mapping> {
 }
 
 /// Panics unless metadata holds exactly what the model holds.
-pub fn assert_model(metadata: &Metadata, model: &Model) {
+pub(crate) fn assert_model(metadata: &Metadata, model: &Model) {
     assert_eq!((metadata.time(), metadata.transaction_id()), (model.time, model.transaction_id));
     assert_eq!(metadata.data_space().total, model.data_blocks);
     let devices = metadata.devices().unwrap();

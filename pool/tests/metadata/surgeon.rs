@@ -6,7 +6,7 @@ const BLOCK: usize = 4096;
 
 /// What a block is; each kind has its own salt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Superblock,
     Node,
     Index,
@@ -35,25 +35,25 @@ fn sum(image: &[u8], block: usize) -> u32 {
 }
 
 /// The u64 at byte `at` of a block.
-pub fn u64_at(image: &[u8], block: usize, at: usize) -> u64 {
+pub(crate) fn u64_at(image: &[u8], block: usize, at: usize) -> u64 {
     u64::from_le_bytes(image[block * BLOCK + at..][..8].try_into().unwrap())
 }
 
 /// What a sound block is.
-pub fn kind_of(image: &[u8], block: usize) -> Option<Kind> {
+pub(crate) fn kind_of(image: &[u8], block: usize) -> Option<Kind> {
     let stored = u32::from_le_bytes(image[bytes_of(block)][..4].try_into().unwrap());
     Kind::ALL.into_iter().find(|kind| sum(image, block) ^ kind.salt() == stored)
 }
 
 /// Puts bytes into a block and seals it.
-pub fn operate(image: &mut [u8], kind: Kind, block: usize, at: usize, bytes: &[u8]) {
+pub(crate) fn operate(image: &mut [u8], kind: Kind, block: usize, at: usize, bytes: &[u8]) {
     image[block * BLOCK + at..][..bytes.len()].copy_from_slice(bytes);
     let sum = sum(image, block) ^ kind.salt();
     image[bytes_of(block)][..4].copy_from_slice(&sum.to_le_bytes());
 }
 
 /// Blocks with a count above zero, by the first metadata bitmap: all of a small pool.
-pub fn live_blocks(image: &[u8]) -> Vec<usize> {
+pub(crate) fn live_blocks(image: &[u8]) -> Vec<usize> {
     let block = |number: u64| usize::try_from(number).unwrap();
     let index = block(u64_at(image, 0, 192 + 16));
     let bitmap = block(u64_at(image, index, 16));

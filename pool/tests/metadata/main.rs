@@ -1,0 +1,11 @@
+//! Tests of the metadata through its public face: golden pools, promises, random stories, power cuts, damage.
+#![expect(clippy::unwrap_used, reason = "what supports a test may panic where a test would")]
+mod crash;
+mod damage;
+mod facts;
+mod golden;
+mod judges;
+mod model;
+mod promises;
+mod story;
+mod surgeon;
