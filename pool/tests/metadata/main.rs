@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 mod facts;
 mod golden;
+#[path = "../support/judges.rs"]
 mod judges;
 mod model;
 mod promises;
