@@ -15,6 +15,10 @@ use crate::units::{BlockSize, ByteCount, METADATA_BLOCK_SIZE, METADATA_BLOCKS_MA
 
 /// Bytes of metadata for each data block: what dm-thin's documentation has always recommended.
 const METADATA_BYTES_PER_DATA_BLOCK: u64 = 48;
+/// Metadata blocks of a small pool, if nobody says how many: 64 MiB. Each device that was written to has tree nodes
+/// of its own, however little it holds; in 2 MiB some hundred containers would be the end. A file of that size is
+/// sparse and costs nothing until then.
+const METADATA_BLOCKS_DEFAULT_MIN: u64 = 16_384;
 /// The start of a device that must be zero for it to pass as empty: every file system, partition table and
 /// volume manager has its mark there.
 const MARK_BYTES: usize = 1 << 20;
@@ -43,7 +47,7 @@ pub struct CreateOptions {
     pub paths: PoolPaths,
     /// Data space; `None`: all of a disk or file that exists.
     pub data_size: Option<ByteCount>,
-    /// Metadata space; `None`: 48 bytes for each data block, at least 2 MiB, or all of a disk.
+    /// Metadata space; `None`: 48 bytes for each data block, at least 64 MiB, or all of a disk.
     pub metadata_size: Option<ByteCount>,
     /// Size of a data block.
     pub block_size: BlockSize,
@@ -120,7 +124,7 @@ fn try_create(options: &CreateOptions, undo: &mut Undo) -> Result<()> {
 fn default_metadata_size(data_blocks: u64) -> ByteCount {
     let block = METADATA_BLOCK_SIZE as u64;
     let blocks = data_blocks.saturating_mul(METADATA_BYTES_PER_DATA_BLOCK).div_ceil(block);
-    ByteCount(blocks.clamp(METADATA_BLOCKS_MIN, METADATA_BLOCKS_MAX) * block)
+    ByteCount(blocks.clamp(METADATA_BLOCKS_DEFAULT_MIN, METADATA_BLOCKS_MAX) * block)
 }
 
 /// What a failed create takes back.

@@ -37,8 +37,10 @@ impl Admission {
         if status.data.free() < config.data_floor {
             return Err(full("data", status.data.free(), config.data_floor));
         }
-        if status.metadata.free() < config.metadata_floor {
-            return Err(full("metadata", status.metadata.free(), config.metadata_floor));
+        // Writers get ENOSPC when they reach the pool's reserve: the floor stands above it.
+        let metadata_free = ByteCount(status.metadata.free().0.saturating_sub(status.metadata_reserve.0));
+        if metadata_free < config.metadata_floor {
+            return Err(full("metadata", metadata_free, config.metadata_floor));
         }
         Ok(())
     }
