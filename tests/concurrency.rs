@@ -8,9 +8,11 @@ mod support {
     pub(crate) mod caller;
     pub(crate) mod dice;
     pub(crate) mod leftovers;
+    pub(crate) mod machine;
     pub(crate) mod packages;
     pub(crate) mod process;
     pub(crate) mod proxy;
+    pub(crate) mod publisher;
     #[expect(dead_code, reason = "this proof kills nothing")]
     pub(crate) mod service;
 }
@@ -24,8 +26,10 @@ use tonic::Code;
 
 use support::caller::Caller;
 use support::dice::{Dice, seed};
+use support::machine::is_able;
 use support::packages::thin_check_is_silent;
 use support::proxy::Client;
+use support::publisher::Publisher;
 use support::service::Service;
 
 /// The plugin name of the callers.
@@ -37,10 +41,13 @@ const DURATION: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn root_two_hundred_callers_get_legal_answers_and_leave_no_device() {
+    if !is_able("root_two_hundred_callers_get_legal_answers_and_leave_no_device", &["thin_check"]) {
+        return;
+    }
     let mut service = Service::start("");
     let seed = seed();
     let mut client = Client::new(&service.socket(), PLUGIN);
-    let layers = layers(&mut client, 3).await;
+    let layers = layers(&mut client, 4).await;
     client.cleanup().await.expect("cleanup has nothing to complain of");
     let before = service.status("/devices");
     let end = Instant::now() + DURATION;
@@ -60,6 +67,16 @@ async fn root_two_hundred_callers_get_legal_answers_and_leave_no_device() {
     for n in 0..8 {
         fighters.spawn(fight_for_keys(client.clone(), Dice::new(seed + CALLERS + n), end, layers.clone()));
     }
+    let mut publishers = JoinSet::new();
+    for n in 0..4 {
+        let mut publisher = Publisher::new(client.clone(), format!("publisher-{n}"), &layers[n], service.dir());
+        publishers.spawn(async move {
+            while Instant::now() < end {
+                publisher.publish().await;
+            }
+            publisher.published
+        });
+    }
     let meter = tokio::spawn(latencies_of_list(Client::new(&service.socket(), PLUGIN), end));
 
     let mut answered = 0;
@@ -69,13 +86,16 @@ async fn root_two_hundred_callers_get_legal_answers_and_leave_no_device() {
         answered += caller.answered;
         done.push(caller);
     }
-    while let Some(fighter) = fighters.join_next().await {
-        fighter.unwrap();
-    }
+    fighters.join_all().await;
+    let published: u64 = publishers.join_all().await.into_iter().sum();
     let mut lists = meter.await.unwrap();
     lists.sort();
     let worst = lists[lists.len() - 1];
-    println!("{answered} calls answered; {} lists, p50 {:?}, max {worst:?}", lists.len(), lists[lists.len() / 2]);
+    println!(
+        "{answered} calls, {published} commits while mounted; {} lists, p50 {:?}, max {worst:?}",
+        lists.len(),
+        lists[lists.len() / 2]
+    );
     assert!(worst < Duration::from_secs(10), "a List took {worst:?}");
 
     for caller in &mut done {
@@ -87,7 +107,7 @@ async fn root_two_hundred_callers_get_legal_answers_and_leave_no_device() {
     }
     assert!(client.list("").await.unwrap().is_empty());
     client.cleanup().await.unwrap();
-    assert_eq!(service.status("/devices"), before - 3, "the base device is left, and no other");
+    assert_eq!(service.status("/devices"), before - 4, "the base device is left, and no other");
     assert_eq!(service.status("/limbo"), 0);
     assert_eq!(service.loops(), Vec::<std::path::PathBuf>::new());
     drop((done, client));
@@ -97,6 +117,9 @@ async fn root_two_hundred_callers_get_legal_answers_and_leave_no_device() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn root_list_answers_while_a_base_device_is_made() {
+    if !is_able("root_list_answers_while_a_base_device_is_made", &["thin_check"]) {
+        return;
+    }
     let mut service = Service::start("[snapshotter.cold]\nfs = \"xfs\"\n");
     let mut client = Client::new(&service.socket(), PLUGIN);
     layers(&mut client, 1).await;

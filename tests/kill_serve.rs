@@ -9,9 +9,11 @@ mod support {
     pub(crate) mod caller;
     pub(crate) mod dice;
     pub(crate) mod leftovers;
+    pub(crate) mod machine;
     pub(crate) mod packages;
     pub(crate) mod process;
     pub(crate) mod proxy;
+    pub(crate) mod publisher;
     pub(crate) mod service;
 }
 
@@ -28,9 +30,11 @@ use tokio::task::JoinSet;
 use support::blocks;
 use support::caller::Caller;
 use support::dice::{Dice, seed};
+use support::machine::is_able;
 use support::packages::thin_check_is_silent;
 use support::process::{must, program};
 use support::proxy::Client;
+use support::publisher::Publisher;
 use support::service::Service;
 
 /// The plugin name of the callers.
@@ -44,6 +48,12 @@ const BLOCKS: usize = 2048;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn root_killing_the_service_loses_nothing_leaks_nothing_and_disturbs_no_container() {
+    if !is_able(
+        "root_killing_the_service_loses_nothing_leaks_nothing_and_disturbs_no_container",
+        &["thin_check", "e2fsck"],
+    ) {
+        return;
+    }
     let mut service = Service::start("");
     let seed = seed();
     let mut dice = Dice::new(seed);
@@ -74,12 +84,25 @@ async fn root_killing_the_service_loses_nothing_leaks_nothing_and_disturbs_no_co
             (caller, lost)
         });
     }
+    let mut publishers = JoinSet::new();
+    for n in 0..3 {
+        let client = Client::new(&service.socket(), PLUGIN);
+        let mut publisher = Publisher::new(client, format!("publisher-{n}"), "layer", service.dir());
+        let stop = Arc::clone(&stop);
+        publishers.spawn(async move {
+            while !stop.load(Ordering::SeqCst) {
+                publisher.publish().await;
+            }
+            publisher.published
+        });
+    }
     let start = Instant::now();
     for kill in 0..KILLS {
         // One in four dies on its way up, in the middle of recovery; the others at work.
         let wait = if kill % 4 == 3 { dice.below(30) } else { 20 + dice.below(130) };
         tokio::time::sleep(Duration::from_millis(u64::try_from(wait).unwrap())).await;
         assert_eq!(callers.try_join_next().map(|ended| ended.map(|(_, lost)| lost).ok()), None, "a caller ended");
+        assert!(publishers.try_join_next().is_none(), "a publisher ended");
         containers.iter().for_each(Container::assert_running);
         service.kill();
         if kill % 4 == 2 { service.spawn() } else { tokio::task::block_in_place(|| service.up()) }
@@ -96,7 +119,8 @@ async fn root_killing_the_service_loses_nothing_leaks_nothing_and_disturbs_no_co
         lost += unanswered;
         done.push(caller);
     }
-    println!("{KILLS} kills in {took:?}: {answered} calls answered, {lost} cut off");
+    let published: u64 = publishers.join_all().await.into_iter().sum();
+    println!("{KILLS} kills in {took:?}: {answered} calls answered, {lost} cut off, {published} commits while mounted");
     assert!(lost > KILLS / 4, "only {lost} calls were cut off: the load is too light to prove anything");
 
     for caller in &mut done {

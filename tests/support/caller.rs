@@ -6,19 +6,22 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thinsnap::grpc::snapshots_api::{Info, Kind};
-use tonic::{Code, Status};
+use tonic::Code;
 
 use super::blocks;
 use super::dice::Dice;
-use super::proxy::Client;
+use super::proxy::{Client, known};
 
 /// Where the mark stands: block of 4 KiB at 1 GiB.
 const MARK_AT: u64 = (1 << 30) / 4096;
 /// Most snapshots that one caller keeps.
 const MINE_MAX: usize = 8;
+
+/// Longest time without any answer: a service that was killed comes back within it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a caller knows about one of its snapshots.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,7 +90,9 @@ impl Caller {
 
     /// Lists until the service answers; panics unless exactly the model's snapshots are there.
     pub(crate) async fn check(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
         while self.list().await.is_some() {
+            assert!(Instant::now() < deadline, "no service answered for {PATIENCE:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -264,7 +269,9 @@ impl Caller {
     }
 
     async fn look(&mut self, key: &str) -> Option<Info> {
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            assert!(Instant::now() < deadline, "no service answered for {PATIENCE:?}");
             if let Ok(answer) = known(self.client.stat(key).await) {
                 return answer.unwrap_or_else(|e| panic!("{key} can be looked at: {e}"));
             }
@@ -288,15 +295,6 @@ impl Caller {
     fn fresh(&mut self, what: &str) -> String {
         self.made += 1;
         format!("{} {what} {}", self.name, self.made)
-    }
-}
-
-/// The answer of the service, good or bad; an error if the service went away instead of answering.
-fn known<T>(answer: Result<T, Status>) -> Result<Result<T, Status>, ()> {
-    match answer {
-        // Only the service itself says which kind of error it is.
-        Err(status) if !status.metadata().contains_key("thinsnap-kind") => Err(()),
-        answer => Ok(answer),
     }
 }
 

@@ -101,6 +101,15 @@ impl Client {
     }
 }
 
+/// The answer of the service, good or bad; an error if the service went away instead of answering.
+pub(crate) fn known<T>(answer: Result<T, Status>) -> Result<Result<T, Status>, ()> {
+    match answer {
+        // Only the service itself says which kind of error it is.
+        Err(status) if !status.metadata().contains_key("thinsnap-kind") => Err(()),
+        answer => Ok(answer),
+    }
+}
+
 /// The device of mounts, which are one mount of a block device: runtimes in virtual machines take nothing else.
 fn source(mounts: Vec<Mount>) -> PathBuf {
     assert!(mounts.len() == 1 && mounts[0].source.starts_with("/dev/"), "{mounts:?}");

@@ -148,6 +148,8 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            let ended = self.daemon.as_mut().map(Child::try_wait);
+            eprintln!("the service: {ended:?} (None: it runs)");
             eprintln!("the service's log:\n{}", tail(&self.log()));
             eprintln!("the pool-host's log:\n{}", tail(&self.run_dir().join("host.log")));
         }
