@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "what supports a test may panic where a test would")]
 mod crash;
 mod damage;
+mod deep;
 mod facts;
 mod golden;
 #[path = "../support/judges.rs"]

@@ -26,8 +26,13 @@ fn tell(sizes: Sizes, steps: &[Step]) -> usize {
     teller.refused
 }
 
+/// `PROPTEST_CASES`, or what takes a minute.
+fn cases(usual: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(usual)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 35, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(35), max_shrink_iters: 2000, ..ProptestConfig::default() })]
 
     #[test]
     fn metadata_holds_what_it_was_told(steps in story(3000, 100..200)) {
