@@ -9,6 +9,8 @@ use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use thinsnap_pool::PoolMode;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::Detached;
 use crate::image::archive;
@@ -19,6 +21,9 @@ use crate::image::plan::{Plan, Wanted};
 use crate::image::progress::{Phase, Progress, ProgressFn};
 use crate::image::record::{ImageRecord, LayerRecord};
 use crate::snapshot::{Labels, Name};
+
+/// A pool with fewer free bytes is full as far as a layer is concerned: one write of a file system spans a few blocks.
+const FULL_BELOW: u64 = 1 << 20;
 
 /// A running import.
 pub(super) struct Import<'a> {
@@ -158,11 +163,32 @@ impl<'a> Working<'a> {
     ) -> Result<LaidLayer> {
         let mount = self.mounts.first().expect("a prepared snapshot has a mount");
         let mounted = Detached::of(mount)?;
-        let laid = layer.lay_down(mounted.as_fd(), limits, unpacked_max, on_bytes)?;
+        let laid = layer.lay_down(mounted.as_fd(), limits, unpacked_max, on_bytes);
+        let laid = laid.map_err(|error| self.blame_full_pool(error))?;
         before_sync()?;
         // Unmounting writes too, but tells nobody when it fails.
-        mounted.sync().map_err(|error| Error::io("write the layer to the pool", error))?;
+        let synced = mounted.sync().map_err(|error| Error::io("write the layer to the pool", error));
+        synced.map_err(|error| self.blame_full_pool(error))?;
         Ok(laid)
+    }
+
+    /// A file system thinks that its device has room for all of its size, so when the pool is full it only sees a disk that
+    /// fails: EIO, or a read-only mount. The pool knows better.
+    fn blame_full_pool(&self, error: Error) -> Error {
+        if !matches!(error.kind(), ErrorKind::Internal | ErrorKind::ReadOnly) {
+            return error;
+        }
+        match self.images.snapshotter.pool().status() {
+            Ok(status) if status.mode == PoolMode::OutOfDataSpace || status.data.free().0 < FULL_BELOW => {
+                Error::with_source(ErrorKind::NoSpace, "the pool has no free data blocks", error)
+                    .advise("remove images or containers, or grow it: thinsnap pool grow --data SIZE")
+            }
+            Ok(_) => error,
+            Err(unknown) => {
+                tracing::warn!("cannot ask the pool why a layer could not be written: {unknown}");
+                error
+            }
+        }
     }
 
     /// Makes it the layer of its chain id. False if another import has brought the same layer meanwhile.

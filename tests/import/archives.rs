@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::archive::{Member, Tar, gzip, zstd};
 use crate::archive_hostile::{Outcome, corpus};
@@ -378,4 +379,22 @@ fn root_a_hostile_archive_leaves_nothing_in_the_pool() {
     let left: Vec<_> = std::fs::read_dir(&canary).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["bird"]);
     assert_eq!(std::fs::read_to_string(canary.join("bird")).unwrap(), "sings");
+}
+
+#[test]
+fn root_an_import_into_a_full_pool_says_so_and_gives_its_space_back() {
+    let bench = Bench::with_pool_of(256 << 20);
+    let files = Files(&bench);
+    let large = files.write("large", &Tar::default().add(Member::file("noise", noise(400 << 20))).end());
+    let small = files.write("small", &layer("small"));
+    assert_error(bench.import(&large, "it"), ErrorKind::NoSpace, "no free data blocks");
+    assert_eq!(bench.snapshots(), []);
+    bench.below().snapshotter.cleanup().unwrap();
+    // The pool's mode, and what is remembered of it, follow in a moment.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = bench.import(&small, "it") {
+        assert!(error.kind() == ErrorKind::NoSpace && Instant::now() < deadline, "{error}");
+        std::thread::yield_now();
+    }
+    assert_eq!(bench.look_into("it", |root| std::fs::read_to_string(root.join("small")).unwrap()), "small");
 }

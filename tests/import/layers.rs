@@ -145,3 +145,61 @@ fn root_an_image_of_umoci_unpacks_to_the_tree_that_umoci_makes_of_it() {
     }
     assert_eq!(bench.snapshots(), []);
 }
+
+#[test]
+fn root_whiteouts_hide_lower_layers_only_wherever_they_stand() {
+    let dir = TempDir::new().unwrap();
+    let below = Tar::default()
+        .add(Member::directory("d").pax("SCHILY.xattr.user.old", "1").pax("SCHILY.xattr.user.both", "1"))
+        .add(Member::file("d/old", "old"))
+        .add(Member::file("d/sub/old", "old"))
+        .add(Member::file("d/gone/old", "old"))
+        .add(Member::file("e/replaced", "old"))
+        .add(Member::file("e/tree/old", "old"))
+        .add(Member::symlink("e/way", "../d"))
+        .end();
+    let above = Tar::default()
+        .add(Member::directory("d").pax("SCHILY.xattr.user.both", "2"))
+        .add(Member::file("d/new", "new"))
+        .add(Member::file("d/sub/new", "new"))
+        .add(Member::file("e/replaced", "new"))
+        .add(Member::file("e/tree/new", "new"))
+        // All of them behind what they must not hide.
+        .add(Member::file("d/.wh..wh..opq", ""))
+        .add(Member::file("e/.wh.replaced", ""))
+        .add(Member::file("e/.wh.tree", ""))
+        .add(Member::file("e/.wh.way", ""))
+        .add(Member::file("e/.wh.never-there", ""))
+        .add(Member::file("nowhere/at/all/.wh.x", ""))
+        .end();
+    lay_down(&below, dir.path(), &Limits::default()).unwrap();
+    lay_down(&above, dir.path(), &Limits::default()).unwrap();
+    let tree = read_tree(dir.path(), Times::OfFiles);
+    let paths: Vec<&str> = tree.keys().map(String::as_str).collect();
+    assert_eq!(paths, ["", "d", "d/new", "d/sub", "d/sub/new", "e", "e/replaced", "e/tree", "e/tree/new"]);
+    assert_eq!(tree["e/replaced"].content, b"new");
+    let xattrs: Vec<(&str, &[u8])> = tree["d"].xattrs.iter().map(|(k, v)| (k.as_str(), v.as_slice())).collect();
+    assert_eq!(xattrs, [("user.both", &b"2"[..])]);
+}
+
+#[test]
+fn root_paths_longer_than_the_kernel_takes_are_made_and_removed() {
+    let dir = TempDir::new().unwrap();
+    // In components of one letter, three thousand deep, and of two hundred, 60 KiB long.
+    for (component, depth) in [("a".to_owned(), 3000), ("b".repeat(200), 300)] {
+        let path = vec![component.as_str(); depth].join("/");
+        let make = Tar::default()
+            .add(Member::file(format!("{path}/deep"), "deep"))
+            .add(Member::hard_link("link", format!("{path}/deep")))
+            .end();
+        lay_down(&make, dir.path(), &Limits::default()).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.path().join("link")).unwrap(), "deep");
+        let hide =
+            Tar::default().add(Member::file(format!(".wh.{component}"), "")).add(Member::file(".wh.link", "")).end();
+        lay_down(&hide, dir.path(), &Limits::default()).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let longer = Tar::default().add(Member::file(vec![path.as_str(); 20].join("/"), "")).end();
+        let refused = lay_down(&longer, dir.path(), &Limits::default()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::BadArchive);
+    }
+}

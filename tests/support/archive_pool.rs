@@ -32,22 +32,24 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// A pool in a directory that goes with this value.
+    /// A pool of 16 GiB, sparse, in a directory that goes with this value.
     pub(crate) fn new() -> Self {
+        Self::with_pool_of(16 << 30)
+    }
+
+    /// A pool of this many bytes.
+    pub(crate) fn with_pool_of(bytes: u64) -> Self {
         let dir = TempDir::new().unwrap();
+        make_pool(dir.path(), bytes);
         let mut bench = Self::in_dir(dir.path());
         bench.temporary = Some(dir);
         bench
     }
 
-    /// Opens everything over the pool in a directory; makes a pool of 16 GiB, sparse, if there is none.
+    /// Opens everything over the pool in a directory; makes one if there is none.
     pub(crate) fn in_dir(dir: &Path) -> Self {
-        let paths = PoolPaths::in_dir(dir);
-        if !paths.metadata.exists() {
-            let block_size = BlockSize::from_bytes(64 << 10).unwrap();
-            let data_size = Some(ByteCount(16 << 30));
-            create(&CreateOptions { paths, data_size, metadata_size: None, block_size }).unwrap();
-            std::fs::create_dir(dir.join("mnt")).unwrap();
+        if !PoolPaths::in_dir(dir).metadata.exists() {
+            make_pool(dir, 16 << 30);
         }
         Self { below: Some(Self::open(dir)), dir: dir.to_owned(), temporary: None }
     }
@@ -131,6 +133,13 @@ impl Bench {
     pub(crate) fn mount_point(&self) -> PathBuf {
         self.dir.join("mnt")
     }
+}
+
+fn make_pool(dir: &Path, bytes: u64) {
+    let (paths, data_size) = (PoolPaths::in_dir(dir), Some(ByteCount(bytes)));
+    let block_size = BlockSize::from_bytes(64 << 10).unwrap();
+    create(&CreateOptions { paths, data_size, metadata_size: None, block_size }).unwrap();
+    std::fs::create_dir(dir.join("mnt")).unwrap();
 }
 
 /// Detaches a mount when a test fails under it.

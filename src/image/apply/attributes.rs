@@ -19,6 +19,9 @@ use crate::error::Result;
 use crate::image::apply::failure::{failure, io_failure};
 use crate::image::tar::Entry;
 
+/// Bytes of an attribute that every file system has room for: half of ext4's block.
+const FITS_EVERYWHERE: usize = 2048;
+
 /// Extended attributes that the file system does not know, and that were passed over for that.
 pub(super) type PassedOver = u64;
 
@@ -31,7 +34,7 @@ pub(super) fn set_on_open(file: &File, entry: &Entry, merged: bool) -> Result<Pa
     }
     let mut passed_over = 0;
     for (name, value) in &entry.xattrs {
-        passed_over += allow_unknown(entry, name, file.set_xattr(OsStr::from_bytes(name), value))?;
+        passed_over += allow_unknown(entry, name, value.len(), file.set_xattr(OsStr::from_bytes(name), value))?;
     }
     fchmod(file, mode(entry)).map_err(|errno| failure(entry, "set the permissions", errno))?;
     Ok(passed_over)
@@ -58,7 +61,7 @@ pub(super) fn set_on_name(parent: BorrowedFd<'_>, name: &CString, entry: &Entry,
         let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
         for (attribute, value) in &entry.xattrs {
             let set = xattr::set_deref(&path, OsStr::from_bytes(attribute), value);
-            passed_over += allow_unknown(entry, attribute, set)?;
+            passed_over += allow_unknown(entry, attribute, value.len(), set)?;
         }
     }
     if !is_link {
@@ -93,13 +96,18 @@ fn drop_others(file: &File, entry: &Entry) -> Result<()> {
 }
 
 /// An attribute that the file system has no place for is passed over and counted: it means nothing there.
-fn allow_unknown(entry: &Entry, name: &[u8], set: std::io::Result<()>) -> Result<PassedOver> {
+fn allow_unknown(entry: &Entry, name: &[u8], value_len: usize, set: std::io::Result<()>) -> Result<PassedOver> {
     match set {
         Ok(()) => Ok(0),
         Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {
             tracing::warn!(entry = %String::from_utf8_lossy(&entry.path), attribute = %String::from_utf8_lossy(name),
                 "the file system does not know this extended attribute");
             Ok(1)
+        }
+        // ext4 keeps attributes in one block and says ENOSPC when they do not fit, however empty the disk is.
+        Err(error) if error.raw_os_error() == Some(Errno::ENOSPC as i32) && value_len > FITS_EVERYWHERE => {
+            let shown = String::from_utf8_lossy(name);
+            Err(entry.bad(format!("its extended attribute {shown:?} is too large for the file system")))
         }
         Err(error) => {
             Err(io_failure(entry, &format!("set the extended attribute {:?}", String::from_utf8_lossy(name)), error))
