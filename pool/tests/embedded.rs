@@ -249,6 +249,51 @@ fn a_failed_commit_makes_the_pool_read_only_and_the_last_commit_opens_again() {
 }
 
 #[test]
+fn a_failed_write_of_metadata_marks_the_pool_for_a_check() {
+    let ground = Ground::new(64);
+    let volume = ground.device(1, 32 * BLOCK);
+    volume.write_at(&bytes(BLOCK, 1), 0).unwrap();
+    ground.metadata.flush_fails_once.store(true, Ordering::SeqCst);
+    assert_eq!(volume.flush().unwrap_err().kind(), ErrorKind::Io);
+    let image = MemoryDevice::from_bytes(ground.metadata.to_bytes());
+    assert_eq!(Metadata::open(Arc::new(image), OpenMode::ReadWrite).err().unwrap().kind(), ErrorKind::NeedsCheck);
+    let image = MemoryDevice::from_bytes(ground.metadata.to_bytes());
+    assert!(thinsnap_pool::audit(&image, &|_| ()).unwrap().is_sound(), "the last commit is whole");
+}
+
+/// Mappings far apart cost a leaf each; snapshots make every leaf change cost a copy.
+#[test]
+fn a_pool_without_metadata_space_goes_on_reading_deleting_and_growing() {
+    let ground = Ground::new(4096);
+    let size = 400_000 * BLOCK;
+    let volume = ground.device(1, size);
+    let small = ground.device(0, BLOCK);
+    small.write_at(&bytes(512, 1), 0).unwrap();
+    drop(small);
+    let full = (0..4000_u64).map(|number| volume.write_at(&bytes(512, 1), number * 97 * BLOCK)).find_map(Result::err);
+    let full = match full {
+        Some(e) => e,
+        None => (2..4096).map(|number| ground.pool.create_thin(id(number))).find_map(Result::err).unwrap(),
+    };
+    assert_eq!(full.kind(), ErrorKind::OutOfMetadataSpace, "{full}");
+    assert_eq!(ground.pool.status().unwrap().mode, PoolMode::Write);
+    assert!(read(&*volume, 0, 512) == bytes(512, 1));
+    volume.write_at(&bytes(512, 2), 0).unwrap();
+    volume.flush().unwrap();
+    ground.pool.delete(id(0)).unwrap();
+    let total = ground.pool.status().unwrap().metadata.total;
+    ground.pool.grow(None, Some(ByteCount(2 * total.0))).unwrap();
+    volume.write_at(&bytes(512, 3), 399_999 * BLOCK).unwrap();
+    ground.pool.create_snap(id(100_000), id(1)).unwrap();
+    drop(volume);
+    ground.pool.delete(id(1)).unwrap();
+    ground.pool.close().unwrap();
+    let image = MemoryDevice::from_bytes(ground.metadata.to_bytes());
+    let report = thinsnap_pool::audit(&image, &|_| ()).unwrap();
+    assert!(report.is_sound(), "{report:#?}");
+}
+
+#[test]
 fn freed_blocks_are_discarded_after_their_commit_and_not_before() {
     let ground = Ground::new(64);
     let volume = ground.device(1, 32 * BLOCK);

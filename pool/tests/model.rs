@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use support::direct_exporter::DirectExporter;
-use support::judges::assert_thin_check_accepts;
+use support::judges::{assert_sound, assert_thin_check_accepts};
 use support::random::Random;
 use thinsnap_pool::{
     Access, BlockDevice, BlockSize, ByteCount, CreateOptions, DeviceId, Direction, EmbeddedPool, ErrorKind, Extents,
@@ -308,8 +308,7 @@ impl<'a> Story<'a> {
         self.open_pool = None;
         let image = self.ground.metadata_image();
         assert_thin_check_accepts(&image, "after a reopening");
-        let report = thinsnap_pool::audit(&MemoryDevice::from_bytes(image), &|_| ()).unwrap();
-        assert!(report.is_sound(), "{report:#?}");
+        assert_sound(&image, "after a reopening");
         self.open_pool = Some(self.ground.open(Arc::clone(&self.exporter)));
         self.compare_all();
     }

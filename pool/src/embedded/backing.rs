@@ -125,6 +125,28 @@ impl Backing {
         Ok(true)
     }
 
+    /// After a change found no metadata block: true if a commit has made some available. Until then the old
+    /// copies of whatever changed since the last one stay where they are.
+    pub(super) fn make_metadata_room(&self) -> Result<bool> {
+        if self.metadata()?.metadata_space().0.pending == 0 {
+            return Ok(false);
+        }
+        self.flush().map(|()| true)
+    }
+
+    /// Changes the metadata; if there is no room for it, commits and tries once more. Errors: `ReadOnly`, `Io`,
+    /// and what the change meets.
+    pub(super) fn change<T>(&self, mut change: impl FnMut(&mut Metadata) -> Result<T>) -> Result<T> {
+        self.mode.check_changes()?;
+        let first = change(&mut *self.metadata()?);
+        match first {
+            Err(e) if e.kind() == ErrorKind::OutOfMetadataSpace && self.make_metadata_room()? => {
+                change(&mut *self.metadata()?)
+            }
+            done => done,
+        }
+    }
+
     /// Data space is exhausted: by the pool's own count, or, with free blocks left, on the file system below.
     pub(super) fn out_of_space(&self, error: &Error) {
         let available = self.metadata().map_or(0, |metadata| metadata.data_space().available);
@@ -169,16 +191,26 @@ impl Backing {
         done
     }
 
+    /// Leaves a word for the next opener after a failure in the metadata itself. The last commit is whole
+    /// whether the word can be written or not.
+    fn suspect_metadata(&self, error: Error) -> Error {
+        if let Err(e) = Metadata::mark_needs_check(&*self.metadata_device) {
+            tracing::error!("the metadata cannot be marked for a check: {e}");
+        }
+        error
+    }
+
     fn try_commit(&self, flush: bool) -> Result<()> {
         let frozen = {
             let mut metadata = self.metadata()?;
-            if metadata.dirty() { metadata.freeze()? } else { None }
-        };
+            if metadata.dirty() { metadata.freeze() } else { Ok(None) }
+        }
+        .map_err(|e| self.suspect_metadata(e))?;
         let Some(frozen) = frozen else {
             return if flush { self.data.flush() } else { Ok(()) };
         };
         self.data.flush()?;
-        frozen.write(&*self.metadata_device)?;
+        frozen.write(&*self.metadata_device).map_err(|e| self.suspect_metadata(e))?;
         let freed = self.metadata()?.committed(frozen);
         self.reclaim.push(freed);
         self.leave_out_of_space();

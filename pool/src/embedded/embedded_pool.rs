@@ -126,7 +126,7 @@ impl EmbeddedPool {
             if self.backing.data.size() < bytes {
                 self.backing.data.grow(bytes)?;
             }
-            self.backing.metadata()?.grow_data(blocks)?;
+            self.backing.change(|metadata| metadata.grow_data(blocks))?;
         }
         Ok(())
     }
@@ -147,7 +147,7 @@ impl EmbeddedPool {
                 self.backing.metadata_device.grow(bytes)?;
             }
             self.backing.metadata_device.preallocate()?;
-            self.backing.metadata()?.grow_metadata(blocks)?;
+            self.backing.change(|metadata| metadata.grow_metadata(blocks))?;
         }
         Ok(())
     }
@@ -157,8 +157,7 @@ impl ThinPool for EmbeddedPool {
     fn create_thin(&self, id: DeviceId) -> Result<()> {
         let doing = |e: Error| e.doing(format_args!("create device {id}"));
         let claim = self.claims.claim(&[id]);
-        self.backing.mode.check_changes().map_err(doing)?;
-        self.backing.metadata()?.create_thin(id).map_err(doing)?;
+        self.backing.change(|metadata| metadata.create_thin(id)).map_err(doing)?;
         // Those who wait for the same commit need not wait for each other.
         drop(claim);
         self.backing.flush().map_err(doing)
@@ -167,11 +166,11 @@ impl ThinPool for EmbeddedPool {
     fn create_snap(&self, id: DeviceId, origin: DeviceId) -> Result<()> {
         let doing = |e: Error| e.doing(format_args!("create snapshot {id} of {origin}"));
         let claim = self.claims.claim(&[id, origin]);
-        self.backing.mode.check_changes().map_err(doing)?;
         let create = || {
-            let mut metadata = self.backing.metadata()?;
-            metadata.create_snap(id, origin)?;
-            Ok(metadata.time())
+            self.backing.change(|metadata| {
+                metadata.create_snap(id, origin)?;
+                Ok(metadata.time())
+            })
         };
         match self.find_active(origin) {
             Some((volume, _)) => volume.quiesced(create),
@@ -195,7 +194,7 @@ impl ThinPool for EmbeddedPool {
         }
         loop {
             for _ in 0..DELETE_STEPS_PER_COMMIT {
-                if self.backing.metadata()?.delete_step(id, DELETE_LEAVES).map_err(doing)? {
+                if self.backing.change(|metadata| metadata.delete_step(id, DELETE_LEAVES)).map_err(doing)? {
                     return self.backing.flush().map_err(doing);
                 }
             }
@@ -309,8 +308,7 @@ impl ThinPool for EmbeddedPool {
     }
 
     fn set_transaction_id(&self, from: u64, to: u64) -> Result<()> {
-        self.backing.mode.check_changes()?;
-        self.backing.metadata()?.set_transaction_id(from, to)?;
+        self.backing.change(|metadata| metadata.set_transaction_id(from, to))?;
         self.backing.flush()
     }
 

@@ -11,7 +11,7 @@ use crate::embedded::backing::Backing;
 use crate::meta::DataRun;
 
 /// Runs that are emptied before they are released together: keeps writers that wait for room moving.
-const BATCH: usize = 256;
+const BATCH: usize = 1024;
 
 #[derive(Default)]
 struct Queue {
@@ -70,7 +70,7 @@ impl Reclaim {
             if !queue.freed.is_empty() {
                 let count = queue.freed.len().min(BATCH);
                 queue.busy = true;
-                return Some(queue.freed.drain(..count).collect());
+                return Some(merged(queue.freed.drain(..count).collect()));
             }
             self.idle.notify_all();
             if queue.stop {
@@ -79,6 +79,19 @@ impl Reclaim {
             queue = self.pushed.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
+}
+
+/// The same blocks in as few runs as there are: a hole costs the file system about the same however long it is.
+fn merged(mut runs: Vec<DataRun>) -> Vec<DataRun> {
+    runs.sort_unstable_by_key(|run| run.start);
+    let mut merged: Vec<DataRun> = Vec::with_capacity(runs.len());
+    for run in runs {
+        match merged.last_mut() {
+            Some(last) if last.start.0 + last.len == run.start.0 => last.len += run.len,
+            _ => merged.push(run),
+        }
+    }
+    merged
 }
 
 /// Marks the end of the reclaimer however it ends, so that nobody waits for ever.

@@ -7,7 +7,7 @@
 use crate::device::AlignedBuffer;
 use crate::embedded::plan::Plan;
 use crate::embedded::volume::ThinVolume;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::export::Direction;
 use crate::meta::Metadata;
 use crate::units::VirtualBlock;
@@ -22,35 +22,48 @@ impl ThinVolume {
     pub(super) fn unmap(&self, first: u64, blocks: u64) -> Result<()> {
         let end = first + blocks;
         let mut block = first;
+        let mut most = STEP;
         while block < end {
-            let step = (end - block).min(STEP);
+            let step = (end - block).min(most);
             let _cells = self.cells.exclusive(block, step);
-            let mut metadata = self.backing.metadata()?;
-            let range = VirtualBlock(block)..VirtualBlock(block + step);
-            let own = if self.counts_own() { self.count_own_in(&metadata, range.clone())? } else { 0 };
-            match metadata.remove_range(self.id, range) {
-                Ok(removed) => {
-                    self.count_own(&metadata, -own);
-                    self.table.clear(block, step);
-                    drop(metadata);
-                    if removed > 0 {
-                        self.backing.commits.note_change();
-                    }
+            let done = match self.unmap_step(block, step) {
+                Err(e) if e.kind() == ErrorKind::OutOfMetadataSpace && self.backing.make_metadata_room()? => {
+                    self.unmap_step(block, step)
                 }
+                done => done,
+            };
+            match done {
+                Ok(()) => block += step,
+                // What gives space back must get through: fewer leaves at once need fewer blocks.
+                Err(e) if e.kind() == ErrorKind::OutOfMetadataSpace && step > 1 => most = step / 2,
                 Err(e) => {
-                    // Some of the range may be unmapped: the tree is asked again.
-                    self.table.forget(block, step);
-                    self.count_own_again(&metadata);
-                    drop(metadata);
-                    self.backing.commits.note_change();
-                    return Err(e.doing(format_args!(
-                        "discard blocks {block}..{} of device {}",
-                        block + step,
-                        self.id
-                    )));
+                    let end = block + step;
+                    return Err(e.doing(format_args!("discard blocks {block}..{end} of device {}", self.id)));
                 }
             }
-            block += step;
+        }
+        Ok(())
+    }
+
+    fn unmap_step(&self, first: u64, blocks: u64) -> Result<()> {
+        let mut metadata = self.backing.metadata()?;
+        let range = VirtualBlock(first)..VirtualBlock(first + blocks);
+        let own = if self.counts_own() { self.count_own_in(&metadata, range.clone())? } else { 0 };
+        let removed = metadata.remove_range(self.id, range);
+        match &removed {
+            Ok(_) => {
+                self.count_own(&metadata, -own);
+                self.table.clear(first, blocks);
+            }
+            // Some of the range may be unmapped: the tree is asked again.
+            Err(_) => {
+                self.table.forget(first, blocks);
+                self.count_own_again(&metadata);
+            }
+        }
+        drop(metadata);
+        if removed? > 0 {
+            self.backing.commits.note_change();
         }
         Ok(())
     }

@@ -48,19 +48,18 @@ impl ThinVolume {
         let (first, blocks) = self.blocks_of(offset, buf.len() as u64);
         let _cells = self.cells.exclusive(first, blocks);
         self.load(first, blocks)?;
-        match self.try_write(buf, offset) {
-            Err(e) if e.kind() == ErrorKind::OutOfDataSpace => {
-                let again = if self.backing.make_room()? { self.try_write(buf, offset) } else { Err(e) };
-                match again {
-                    Err(e) if e.kind() == ErrorKind::OutOfDataSpace => {
-                        self.backing.out_of_space(&e);
-                        Err(e)
-                    }
-                    done => done,
-                }
+        let done = match self.try_write(buf, offset) {
+            Err(e) if e.kind() == ErrorKind::OutOfDataSpace && self.backing.make_room()? => self.try_write(buf, offset),
+            Err(e) if e.kind() == ErrorKind::OutOfMetadataSpace && self.backing.make_metadata_room()? => {
+                self.try_write(buf, offset)
             }
             done => done,
-        }
+        };
+        done.inspect_err(|e| {
+            if e.kind() == ErrorKind::OutOfDataSpace {
+                self.backing.out_of_space(e);
+            }
+        })
     }
 
     fn try_write(&self, buf: &[u8], offset: u64) -> Result<()> {

@@ -8,7 +8,6 @@ use thinsnap_pool::{Access, ByteCount, DeviceId, Error, ErrorKind, Exporter, Res
 
 struct Shown {
     volume: Arc<dyn Volume>,
-    size: ByteCount,
     openers: usize,
     leaving: bool,
 }
@@ -39,11 +38,6 @@ impl DirectExporter {
         device.openers += 1;
         Opened { id, volume: Arc::clone(&device.volume), shown: Arc::clone(&self.shown) }
     }
-
-    /// The size that the host was told.
-    pub fn size(&self, id: DeviceId) -> ByteCount {
-        self.shown.lock().unwrap()[&id].size
-    }
 }
 
 impl std::ops::Deref for Opened {
@@ -67,20 +61,19 @@ impl Drop for Opened {
 }
 
 impl Exporter for DirectExporter {
-    fn attach(&self, id: DeviceId, volume: Arc<dyn Volume>, size: ByteCount, _access: Access) -> Result<PathBuf> {
+    fn attach(&self, id: DeviceId, volume: Arc<dyn Volume>, _size: ByteCount, _access: Access) -> Result<PathBuf> {
         let mut shown = self.shown.lock().unwrap();
         if shown.contains_key(&id) {
             return Err(Error::new(ErrorKind::InUse, format!("attach device {id}: it is shown already")));
         }
-        shown.insert(id, Shown { volume, size, openers: 0, leaving: false });
+        shown.insert(id, Shown { volume, openers: 0, leaving: false });
         Ok(PathBuf::from(format!("direct/{id}")))
     }
 
     fn resize(&self, id: DeviceId, size: ByteCount) -> Result<()> {
-        let mut shown = self.shown.lock().unwrap();
-        let device =
-            shown.get_mut(&id).ok_or_else(|| Error::new(ErrorKind::NotFound, format!("resize device {id}")))?;
-        device.size = size;
+        let shown = self.shown.lock().unwrap();
+        let device = shown.get(&id).ok_or_else(|| Error::new(ErrorKind::NotFound, format!("resize device {id}")))?;
+        assert_eq!(device.volume.size(), size.0, "the volume grows before the host is told");
         Ok(())
     }
 

@@ -11,6 +11,8 @@ pub struct FaultyDevice {
     pub full: AtomicBool,
     /// Flushes fail.
     pub flush_fails: AtomicBool,
+    /// The next flush fails.
+    pub flush_fails_once: AtomicBool,
     /// Calls of `read_at`.
     pub reads: AtomicU64,
     /// Calls of `write_at`.
@@ -26,6 +28,7 @@ impl FaultyDevice {
             memory,
             full: AtomicBool::new(false),
             flush_fails: AtomicBool::new(false),
+            flush_fails_once: AtomicBool::new(false),
             reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             discards: AtomicU64::new(0),
@@ -66,7 +69,7 @@ impl BlockDevice for FaultyDevice {
     }
 
     fn flush(&self) -> Result<()> {
-        if self.flush_fails.load(Ordering::SeqCst) {
+        if self.flush_fails.load(Ordering::SeqCst) || self.flush_fails_once.swap(false, Ordering::SeqCst) {
             return Err(Error::new(ErrorKind::Io, "flush: the disk does not answer"));
         }
         self.memory.flush()
