@@ -16,8 +16,7 @@ use crate::units::{BlockSize, ByteCount, METADATA_BLOCK_SIZE, METADATA_BLOCKS_MA
 /// Bytes of metadata for each data block: what dm-thin's documentation has always recommended.
 const METADATA_BYTES_PER_DATA_BLOCK: u64 = 48;
 /// Metadata blocks of a small pool, if nobody says how many: 64 MiB. Each device that was written to has tree nodes
-/// of its own, however little it holds; in 2 MiB some hundred containers would be the end. A file of that size is
-/// sparse and costs nothing until then.
+/// of its own, however little it holds; in 2 MiB some hundred containers would be the end.
 const METADATA_BLOCKS_DEFAULT_MIN: u64 = 16_384;
 /// The start of a device that must be zero for it to pass as empty: every file system, partition table and
 /// volume manager has its mark there.
@@ -94,8 +93,13 @@ fn try_create(options: &CreateOptions, undo: &mut Undo) -> Result<()> {
         ));
     }
     let wanted = options.metadata_size.unwrap_or_else(|| default_metadata_size(data_blocks));
-    let metadata_device = undo.open_or_make(metadata, Some(wanted), METADATA_BLOCK_SIZE as u64)?;
+    let there = metadata.symlink_metadata().is_ok();
+    let asked = if there { options.metadata_size } else { Some(wanted) };
+    let metadata_device = undo.open_or_make(metadata, asked, METADATA_BLOCK_SIZE as u64)?;
     let whole_disk = metadata_device.is_disk() && options.metadata_size.is_none();
+    if !whole_disk && metadata_device.size() < wanted.0 {
+        metadata_device.grow(wanted.0.next_multiple_of(METADATA_BLOCK_SIZE as u64))?;
+    }
     let metadata_size = if whole_disk { metadata_device.size() } else { wanted.0 };
     let metadata_blocks = (metadata_size / METADATA_BLOCK_SIZE as u64).min(METADATA_BLOCKS_MAX);
     if metadata_blocks < METADATA_BLOCKS_MIN {
@@ -107,7 +111,7 @@ fn try_create(options: &CreateOptions, undo: &mut Undo) -> Result<()> {
             ),
         ));
     }
-    metadata_device.preallocate()?;
+    metadata_device.preallocate(0)?;
     let identity = random_identity()?;
     undo.formatting(metadata);
     Metadata::format(

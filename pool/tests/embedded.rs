@@ -123,7 +123,7 @@ fn the_direct_way_is_open_for_reads_and_for_writes_in_place_only() {
     thinsnap_pool::create(&CreateOptions {
         paths: paths.clone(),
         data_size: Some(ByteCount(64 * BLOCK)),
-        metadata_size: None,
+        metadata_size: Some(ByteCount(4 << 20)),
         block_size: BlockSize::DEFAULT,
     })
     .unwrap();

@@ -86,7 +86,7 @@ impl Files {
         thinsnap_pool::create(&CreateOptions {
             paths: PoolPaths::in_dir(dir.path()),
             data_size: Some(ByteCount(POOL_BLOCKS * BLOCK)),
-            metadata_size: None,
+            metadata_size: Some(ByteCount(4 << 20)),
             block_size: BlockSize::DEFAULT,
         })
         .unwrap();

@@ -22,7 +22,7 @@ fn options(dir: &Path) -> CreateOptions {
     CreateOptions {
         paths: PoolPaths::in_dir(dir),
         data_size: Some(ByteCount(DATA_SIZE)),
-        metadata_size: None,
+        metadata_size: Some(ByteCount(2 << 20)),
         block_size: BlockSize::DEFAULT,
     }
 }
@@ -89,10 +89,11 @@ fn the_default_metadata_grows_with_the_data_within_its_bounds() {
     let dir = tempfile::tempdir().unwrap();
     let size = |data: u64| {
         let inner = dir.path().join(data.to_string());
-        thinsnap_pool::create(&CreateOptions { data_size: Some(ByteCount(data)), ..options(&inner) }).unwrap();
+        let data_size = Some(ByteCount(data));
+        thinsnap_pool::create(&CreateOptions { data_size, metadata_size: None, ..options(&inner) }).unwrap();
         open(&inner).unwrap().status().unwrap().metadata.total.0
     };
-    assert_eq!(size(1 << 20), 2 << 20);
+    assert_eq!(size(1 << 20), 64 << 20);
     assert_eq!(size(100 << 30), 48 * (100 << 30) / 65_536 / 4096 * 4096);
 }
 

@@ -34,9 +34,10 @@ pub trait BlockDevice: Send + Sync {
     fn grow(&self, size: u64) -> Result<()> {
         Err(Error::new(ErrorKind::Unsupported, format!("grow a device that cannot change its size to {size} bytes")))
     }
-    /// Takes room below for the whole device, so that no later write meets a full file system. What has it
-    /// already, or cannot do it, is left as it is. Errors: `OutOfDataSpace`.
-    fn preallocate(&self) -> Result<()> {
+    /// Takes room below for everything from `from` on, which is not in use yet and reads as zeroes at return,
+    /// so that no later write there meets a full file system or waits for it to find a place. What has its
+    /// room already is left as it is. Errors: `OutOfDataSpace`.
+    fn preallocate(&self, _from: u64) -> Result<()> {
         Ok(())
     }
     /// The descriptor for direct I/O at the same offsets, if the device is a file or a disk.

@@ -146,7 +146,7 @@ impl EmbeddedPool {
             if self.backing.metadata_device.size() < bytes {
                 self.backing.metadata_device.grow(bytes)?;
             }
-            self.backing.metadata_device.preallocate()?;
+            self.backing.metadata_device.preallocate(total * METADATA_BLOCK_SIZE as u64)?;
             self.backing.change(|metadata| metadata.grow_metadata(blocks))?;
         }
         Ok(())

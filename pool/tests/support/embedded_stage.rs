@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use thinsnap_pool::{BlockDevice, BlockSize, CreateOptions, DeviceId, EmbeddedPool, PoolPaths, ThinPool};
+use thinsnap_pool::{BlockDevice, BlockSize, ByteCount, CreateOptions, DeviceId, EmbeddedPool, PoolPaths, ThinPool};
 
 use crate::support::direct_exporter::{DirectExporter, Opened};
 use crate::support::stage::{BLOCK, DATA_SIZE, OpenDisk, Stage};
@@ -22,7 +22,7 @@ impl EmbeddedStage {
         thinsnap_pool::create(&CreateOptions {
             paths: PoolPaths::in_dir(dir.path()),
             data_size: Some(DATA_SIZE),
-            metadata_size: None,
+            metadata_size: Some(ByteCount(4 << 20)),
             block_size: BlockSize::from_bytes(BLOCK).unwrap(),
         })
         .unwrap();

@@ -126,7 +126,7 @@ fn preallocated_room_is_taken_and_still_reads_as_zeroes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("metadata");
     let device = FileDevice::create(&path, SIZE).unwrap();
-    device.preallocate().unwrap();
+    device.preallocate(0).unwrap();
     assert!(std::fs::metadata(&path).unwrap().blocks() * 512 >= SIZE);
     let mut byte = [1];
     device.read_at(&mut byte, SIZE / 2).unwrap();
