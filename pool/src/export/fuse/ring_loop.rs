@@ -99,8 +99,7 @@ impl RingLoop {
             if self.ending && self.armed + self.in_flight + self.lent == 0 {
                 return;
             }
-            // Answers complete at once: waiting for one event more spares an empty turn.
-            match self.ring.submit_and_wait(self.answering + 1) {
+            match self.ring.submit_and_wait(events_to_wait_for(self.armed, self.in_flight, self.answering)) {
                 Ok(_) => {}
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
                 Err(error) => {
@@ -376,11 +375,38 @@ impl RingLoop {
     }
 }
 
+/// How many completions to wait for. Answers (`answering` of the `in_flight` operations) complete at once, so waiting
+/// for one event more spares an empty turn. But only if something can be that event: with every slot being answered
+/// no read is armed, and the bell may never ring.
+fn events_to_wait_for(armed: usize, in_flight: usize, answering: usize) -> usize {
+    let others = armed + (in_flight - answering);
+    (answering + usize::from(others > 0)).max(1)
+}
+
 /// A ring whose completions are handled only when its thread asks for them (Linux 6.1), else a plain one.
 fn build_ring() -> io::Result<IoUring> {
     let fast = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(RING_ENTRIES);
     match fast {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(RING_ENTRIES),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SLOTS, events_to_wait_for};
+
+    /// A burst of transfers that complete together had every slot answered in one turn, and the loop waited for
+    /// an event that nothing could cause: the export hung for good.
+    #[test]
+    fn a_loop_whose_every_slot_is_being_answered_waits_for_no_other_event() {
+        assert_eq!(events_to_wait_for(0, SLOTS, SLOTS), SLOTS);
+    }
+
+    #[test]
+    fn a_loop_waits_for_its_answers_and_one_event_more_if_there_can_be_one() {
+        assert_eq!(events_to_wait_for(4, 3, 3), 4);
+        assert_eq!(events_to_wait_for(0, 5, 3), 4);
+        assert_eq!(events_to_wait_for(0, 0, 0), 1, "only the bell is left");
     }
 }
