@@ -40,6 +40,11 @@ impl HostFilesystems {
     pub fn new(work_dir: PathBuf) -> Self {
         Self { work_dir }
     }
+
+    /// Takes away what a killed process has left in the work directory; the one user calls it at start.
+    pub fn sweep(&self) -> Result<()> {
+        grow::sweep(&self.work_dir)
+    }
 }
 
 impl Filesystems for HostFilesystems {

@@ -26,9 +26,15 @@ impl Snapshotter {
         let _claim = self.claims.key(space, key);
         let active = committable(&self.store.read()?, space, name, key, parent)?;
         let _hold = self.claims.hold(active.device);
-        let bytes = self.pool.written(active.device)?.0;
+        // Asked while the device is active, where it is a number in memory.
+        let mut bytes = self.pool.written(active.device)?;
 
-        let copy = if self.settle(&active)? { None } else { Some(self.copy_mounted(&active)?) };
+        let mut copy = None;
+        if !self.settle(&active)? {
+            self.write_out(&active)?;
+            bytes = self.pool.written(active.device)?;
+            copy = Some(self.copy_mounted(&active)?);
+        }
         let device = copy.as_ref().map_or(active.device, Reserved::id);
         let committed_ns = now_ns();
         let committed = Snapshot {
@@ -38,7 +44,7 @@ impl Snapshotter {
             created_ns: committed_ns,
             updated_ns: committed_ns,
             device,
-            usage: Some(Usage { bytes, inodes: 0 }),
+            usage: Some(Usage { bytes: bytes.0, inodes: 0 }),
             ..active.clone()
         };
         self.record(space, &active, committed)?;
@@ -77,12 +83,17 @@ impl Snapshotter {
         self.deactivate_soon(device)
     }
 
-    /// A clean snapshot of a device that is in use.
-    fn copy_mounted(&self, active: &Snapshot) -> Result<Reserved> {
+    /// Brings what a mounted file system holds in memory to its device.
+    fn write_out(&self, active: &Snapshot) -> Result<()> {
         if let Some(path) = self.pool.active_path(active.device)? {
-            // Open but mounted nowhere: the bytes on the device are all there is.
+            // False: open but mounted nowhere, so the bytes on the device are all there is.
             self.filesystems.sync_mounted(&path)?;
         }
+        Ok(())
+    }
+
+    /// A clean snapshot of a device that is in use.
+    fn copy_mounted(&self, active: &Snapshot) -> Result<Reserved> {
         let reserved = self.ids.take(&self.store, &self.reclaimer)?;
         self.pool.create_snap(reserved.id(), active.device)?;
         if !self.replay_if_needed(active, reserved.id())? {

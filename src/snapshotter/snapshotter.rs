@@ -53,6 +53,7 @@ impl Snapshotter {
     /// run left in limbo. Errors: `Corrupt` if the two do not belong together.
     pub fn open(pool: Arc<dyn ThinPool>, store: Store, config: SnapshotterConfig) -> Result<Arc<Self>> {
         let filesystems = Arc::new(HostFilesystems::new(config.work_dir.clone()));
+        filesystems.sweep()?;
         Self::open_with(pool, store, config, Parts { filesystems, reclaim_threads: RECLAIM_THREADS })
     }
 

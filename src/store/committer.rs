@@ -23,7 +23,7 @@ const BATCH_MAX: usize = 256;
 const QUEUE_MAX: usize = 1024;
 
 /// Why a commit failed, in a form that every job of the batch can be told.
-type Outcome = std::result::Result<bool, (ErrorKind, String)>;
+type Outcome = std::result::Result<bool, (ErrorKind, String, Option<String>)>;
 
 trait Job: Send {
     /// Runs the closure and lays its changes into the batch if it succeeded. True if anything changed.
@@ -62,7 +62,13 @@ where
         let answer = match (outcome, self.result) {
             (Ok(_), Some(result)) => result,
             (Ok(_), None) => Err(Error::new(ErrorKind::Internal, "change the store: the change did not run")),
-            (Err((kind, text)), _) => Err(Error::new(*kind, text.clone())),
+            (Err((kind, text, advice)), _) => {
+                let error = Error::new(*kind, text.clone());
+                Err(match advice {
+                    Some(advice) => error.advise(advice),
+                    None => error,
+                })
+            }
         };
         // The caller waits for exactly this; if it is gone (a panic up there), nobody misses the answer.
         drop(self.reply.send(answer));
@@ -126,7 +132,8 @@ fn commit_batches(db: &Database, queue: &Receiver<Box<dyn Job>>, uncertain: &Ato
                 Err(_) => break,
             }
         }
-        let outcome = commit(db, &mut batch, uncertain).map_err(|e| (e.kind(), e.to_string()));
+        let outcome =
+            commit(db, &mut batch, uncertain).map_err(|e| (e.kind(), e.to_string(), e.advice().map(str::to_owned)));
         for job in batch {
             job.answer(&outcome);
         }
