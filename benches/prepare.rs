@@ -86,10 +86,19 @@ impl Client {
     }
 }
 
+/// Mounts as containerd does: words that are flags of mount(2) become flags, the others go to the file system.
 fn mount_at(device: &Mount, at: &Path) -> Result<(), Box<dyn Error>> {
-    let data =
-        device.options.iter().filter(|o| !matches!(o.as_str(), "rw" | "ro")).cloned().collect::<Vec<_>>().join(",");
-    mount(Some(device.source.as_str()), at, Some(device.r#type.as_str()), MsFlags::empty(), Some(data.as_str()))?;
+    let mut flags = MsFlags::empty();
+    let mut data = Vec::new();
+    for option in &device.options {
+        match option.as_str() {
+            "rw" => {}
+            "ro" => flags |= MsFlags::MS_RDONLY,
+            "noatime" => flags |= MsFlags::MS_NOATIME,
+            other => data.push(other),
+        }
+    }
+    mount(Some(device.source.as_str()), at, Some(device.r#type.as_str()), flags, Some(data.join(",").as_str()))?;
     Ok(())
 }
 

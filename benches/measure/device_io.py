@@ -26,7 +26,7 @@ def measure(thinsnap, directory, size_mib, seconds, repeats):
         scratch_dir = stack.enter_context(scratch(directory))
         devices = {
             "plain": _plain(stack, scratch_dir, size_mib),
-            "thinsnap": Service(stack, thinsnap, scratch_dir, "100G").prepare("device"),
+            "thinsnap": Service(stack, thinsnap, scratch_dir, "100G").prepare("device")["source"],
             "qcow2": _qcow2(stack, scratch_dir, size_mib),
         }
         for device in devices.values():

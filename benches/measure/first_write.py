@@ -12,7 +12,7 @@ import statistics
 import time
 
 from .machine import Disk, drop_caches, mount, run, scratch
-from .thinsnap import Service, fill
+from .thinsnap import Service, fill, mount_prepared
 
 MIB = 1 << 20
 STACKS = ["overlayfs on ext4", "overlayfs on XFS (reflink)", "thinsnap"]
@@ -86,7 +86,7 @@ def _thinsnap(stack, binary, disk, directory, sizes_mib):
     top = mount(stack, disk.device, directory / "fs", "ext4")
     service = Service(stack, binary, top, "100G")
     with contextlib.ExitStack() as layer:
-        root = mount(layer, service.prepare("layer"), directory / "layer", "ext4")
+        root = mount_prepared(layer, service.prepare("layer"), directory / "layer")
         for size in sizes_mib:
             fill(root / f"file-{size}", size * MIB)
     service.commit("layer", "image")

@@ -4,7 +4,7 @@ import contextlib
 import json
 import statistics
 
-from .machine import drop_caches, mount, run, scratch
+from .machine import drop_caches, run, scratch
 from .thinsnap import Service
 
 
@@ -33,9 +33,7 @@ def measure(thinsnap, client, directory, depths, repeats, file_mib, seconds):
 def _read(service, at, depth, number, file_mib, seconds):
     key = f"reader-{depth}-{number}"
     with contextlib.ExitStack() as reader:
-        device = service.prepare(key, f"layer-{depth}")
-        reader.callback(service.remove, key)
-        mount(reader, device, at, "ext4")
+        service.mounted(reader, key, at, f"layer-{depth}")
         drop_caches()
         out = json.loads(run(
             "fio", "--output-format=json", "--name=read", f"--filename={at}/large", f"--size={file_mib}m", "--rw=randread",

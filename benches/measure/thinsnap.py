@@ -61,9 +61,9 @@ class Service:
         shutil.rmtree(self.run_dir)
 
     def prepare(self, key, parent=None, space=SPACE):
-        """A new active snapshot; returns the path of its device."""
+        """A new active snapshot; returns what to mount: fs, source, options."""
         parents = ["--parent", parent] if parent else []
-        return self.cli("snapshot", "prepare", "--space", space, key, *parents)["mounts"][0]["source"]
+        return self.cli("snapshot", "prepare", "--space", space, key, *parents)["mounts"][0]
 
     def commit(self, key, name, space=SPACE):
         """Turns an active snapshot into a committed one."""
@@ -77,7 +77,12 @@ class Service:
         """A new active snapshot, mounted at `target` and removed when the stack unwinds."""
         device = self.prepare(key, parent)
         stack.callback(self.remove, key)
-        return mount(stack, device, target, "ext4")
+        return mount_prepared(stack, device, target)
+
+
+def mount_prepared(stack, device, target):
+    """Mounts what Prepare answered, as it says, until the stack unwinds."""
+    return mount(stack, device["source"], target, device["fs"], ",".join(device["options"]))
 
 
 def fill(path, size):
