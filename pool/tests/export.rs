@@ -1,7 +1,9 @@
 //! Volumes shown to the host: real loop devices, real filesystems on them, nothing left behind.
 
+#[cfg(test)]
 #[path = "support/file_volume.rs"]
 mod file_volume;
+#[cfg(test)]
 #[path = "support/host_tools.rs"]
 mod host_tools;
 

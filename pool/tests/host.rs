@@ -1,7 +1,9 @@
 //! A pool in a process of its own: who starts it, who ends it, and what its clients see.
 
+#[cfg(test)]
 #[path = "support/host_process.rs"]
 mod host_process;
+#[cfg(test)]
 #[path = "support/host_tools.rs"]
 mod host_tools;
 
