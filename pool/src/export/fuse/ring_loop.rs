@@ -21,8 +21,11 @@ use crate::export::fuse::ring_slot::{Event, Moving, Slot};
 use crate::export::fuse::wire::{OUT_HEADER, PAYLOAD_MAX, Request, WRITE_HEADER, answer_write, out_header};
 use crate::export::fuse::workers::{Home, Job, JobSender, LentSlot, answer};
 
-/// Reads of /dev/fuse in flight. Each costs a wake-up for every request that another one takes.
-const ARMED_MAX: usize = 4;
+/// Most reads of /dev/fuse in flight. A batch of requests wants many; but every read that waits is woken by every
+/// request, so a loop with little to do keeps one.
+const ARMED_MAX: usize = 8;
+/// Transfers in flight for each further read.
+const TRANSFERS_PER_READ: usize = 4;
 const RING_ENTRIES: u32 = 256;
 /// Place of the connection in the ring's file table.
 const DEVICE: Fixed = Fixed(0);
@@ -180,7 +183,8 @@ impl RingLoop {
 
     /// Lets the kernel read requests into free slots.
     fn arm(&mut self) {
-        while !self.ending && self.armed < ARMED_MAX {
+        let wanted = (1 + self.in_flight / TRANSFERS_PER_READ).min(ARMED_MAX);
+        while !self.ending && self.armed < wanted {
             let Some(slot) = self.free.pop() else { return };
             let pieces = self.slots[slot].read_pieces.as_ptr();
             self.armed += 1;
