@@ -4,8 +4,16 @@
 #[path = "support/host_process.rs"]
 mod host_process;
 #[cfg(test)]
+#[path = "support/host_stage.rs"]
+mod host_stage;
+#[cfg(test)]
 #[path = "support/host_tools.rs"]
 mod host_tools;
+#[cfg(test)]
+mod support {
+    pub mod laws;
+    pub mod stage;
+}
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,7 +30,9 @@ use thinsnap_pool::{
 };
 
 use host_process::{HostDir, be_the_host, dir_of_part, process};
+use host_stage::HostStage;
 use host_tools::{Mounted, eventually, leftovers, run, skipped_without_root};
+use support::stage::Stage;
 
 const POOL: ByteCount = ByteCount(256 << 20);
 const SIZE: ByteCount = ByteCount(64 << 20);
@@ -306,6 +316,13 @@ fn root_bytes_that_are_no_call_end_their_connection_and_nothing_else() {
     assert_eq!(welcome[4..], [1, 0, 0, 0]);
     drop(stream);
     HostDir::stop(&client);
+}
+
+#[test]
+fn root_a_pool_in_another_process_keeps_the_laws() {
+    if !skipped_without_root() {
+        support::laws::run(&|| Box::new(HostStage::new()) as Box<dyn Stage>);
+    }
 }
 
 /// The other process of these tests.

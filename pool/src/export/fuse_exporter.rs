@@ -224,27 +224,29 @@ impl Exporter for FuseExporter {
     }
 
     fn detach(&self, id: DeviceId) -> Result<bool> {
-        let device = {
+        let (device, is_new) = {
             let mut shown = self.shown();
             match shown.get(&id) {
                 None => return Ok(true),
                 Some(Shown::Coming) => {
                     return Err(Error::new(ErrorKind::InUse, format!("take device {id} away: it is being shown")));
                 }
-                Some(Shown::Going(_)) => return Ok(false),
+                Some(Shown::Going(device)) => (device.clone(), false),
                 Some(Shown::Here(device)) => {
                     let device = device.clone();
                     shown.insert(id, Shown::Going(device.clone()));
-                    device
+                    (device, true)
                 }
             }
         };
-        self.nodes.leave(id);
-        if let Err(error) = device.detach() {
-            if self.nodes.stay(id) {
-                self.shown().insert(id, Shown::Here(device));
+        if is_new {
+            self.nodes.leave(id);
+            if let Err(error) = device.detach() {
+                if self.nodes.stay(id) {
+                    self.shown().insert(id, Shown::Here(device));
+                }
+                return Err(error.doing(format!("take device {id} away")));
             }
-            return Err(error.doing(format!("take device {id} away")));
         }
         let wait = if Users::look().contains(device.number()) { Duration::ZERO } else { LOOKERS_WAIT };
         let gone = self.nodes.wait_gone(id, Instant::now() + wait)
