@@ -68,8 +68,8 @@ async fn root_two_hundred_callers_get_legal_answers_and_leave_no_device() {
         fighters.spawn(fight_for_keys(client.clone(), Dice::new(seed + CALLERS + n), end, layers.clone()));
     }
     let mut publishers = JoinSet::new();
-    for n in 0..4 {
-        let mut publisher = Publisher::new(client.clone(), format!("publisher-{n}"), &layers[n], service.dir());
+    for (n, layer) in layers.iter().take(4).enumerate() {
+        let mut publisher = Publisher::new(client.clone(), format!("publisher-{n}"), layer, service.dir());
         publishers.spawn(async move {
             while Instant::now() < end {
                 publisher.publish().await;
