@@ -16,11 +16,19 @@ use crate::grpc::snapshots_api::snapshots_server::SnapshotsServer;
 /// How old an answer may be.
 const INTERVAL: Duration = Duration::from_secs(2);
 
+/// Makes every service known: a name that is asked for before the pool was looked at is not serving yet, and never
+/// "not registered".
+pub(super) async fn register(reporter: &HealthReporter) {
+    reporter.set_serving::<AdminServer<AdminService>>().await;
+    reporter.set_not_serving::<SnapshotsServer<SnapshotsService>>().await;
+    // The empty name stands for the server as a whole.
+    reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+}
+
 /// Keeps the health service at the pool's mode, until it is dropped.
 pub(super) async fn follow(reporter: HealthReporter, backend: Arc<Backend>) {
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    reporter.set_serving::<AdminServer<AdminService>>().await;
     let mut was = None;
     loop {
         ticks.tick().await;
@@ -35,7 +43,6 @@ pub(super) async fn follow(reporter: HealthReporter, backend: Arc<Backend>) {
         if was.as_ref() == Some(&trouble) {
             continue;
         }
-        // The empty name stands for the server as a whole.
         let whole = match &trouble {
             None => {
                 reporter.set_serving::<SnapshotsServer<SnapshotsService>>().await;

@@ -94,6 +94,7 @@ async fn answer_calls(listener: tokio::net::UnixListener, backend: &Arc<Backend>
         .max_decoding_message_size(MESSAGE_SIZE_MAX)
         .max_encoding_message_size(MESSAGE_SIZE_MAX);
     let (reporter, health_service) = tonic_health::server::health_reporter();
+    health::register(&reporter).await;
     let following = tokio::spawn(health::follow(reporter, Arc::clone(backend)));
 
     let (drain, draining) = tokio::sync::oneshot::channel::<()>();
