@@ -117,6 +117,18 @@ impl EmbeddedPool {
         Some(found)
     }
 
+    /// Takes the block device away. False: its last opener will.
+    fn detach(&self, id: DeviceId) -> Result<bool> {
+        let gone = self.exporter.detach(id)?;
+        let mut active = lock(&self.active);
+        if gone {
+            active.remove(&id);
+        } else if let Some(active) = active.get_mut(&id) {
+            active.leaving = true;
+        }
+        Ok(gone)
+    }
+
     fn grow_data(&self, size: ByteCount) -> Result<()> {
         let blocks = size.0 / self.backing.block_size.bytes();
         let total = self.backing.metadata()?.data_space().total;
@@ -187,10 +199,9 @@ impl ThinPool for EmbeddedPool {
         self.backing.mode.check_changes().map_err(doing)?;
         if self.find_active(id).is_some() {
             let open = self.exporter.attached().contains(&(id, true));
-            if open || !self.exporter.detach(id).map_err(doing)? {
+            if open || !self.detach(id).map_err(doing)? {
                 return Err(Error::new(ErrorKind::InUse, format!("delete device {id}: somebody has it open")));
             }
-            lock(&self.active).remove(&id);
         }
         loop {
             for _ in 0..DELETE_STEPS_PER_COMMIT {
@@ -239,15 +250,7 @@ impl ThinPool for EmbeddedPool {
         if self.find_active(id).is_none() {
             return Ok(true);
         }
-        let gone = self.exporter.detach(id).map_err(doing)?;
-        {
-            let mut active = lock(&self.active);
-            if gone {
-                active.remove(&id);
-            } else if let Some(active) = active.get_mut(&id) {
-                active.leaving = true;
-            }
-        }
+        let gone = self.detach(id).map_err(doing)?;
         // After the device is gone, so that what its closing wrote is covered too.
         self.backing.flush().map_err(doing)?;
         Ok(gone)

@@ -1,6 +1,7 @@
 //! The contract of a thin pool, law by law: what every engine must do.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use thinsnap_pool::{Access, ByteCount, DeviceId, ErrorKind, PoolMode, ThinPool};
 
@@ -65,7 +66,16 @@ fn activate(stage: &dyn Stage, device: DeviceId) -> (PathBuf, Box<dyn OpenDisk>)
 
 fn release(stage: &dyn Stage, device: DeviceId, disk: Box<dyn OpenDisk>) {
     drop(disk);
-    assert!(stage.pool().deactivate(device).unwrap(), "nobody has device {device} open");
+    wait_gone(stage, device);
+}
+
+/// Nobody has the device open any more; the kernel tells its server so a moment later.
+fn wait_gone(stage: &dyn Stage, device: DeviceId) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !stage.pool().deactivate(device).unwrap() {
+        assert!(Instant::now() < deadline, "nobody has device {device} open, and it stays");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
 }
 
 /// Bytes that differ at every place, in multiples of 4096 so that any disk takes them.
@@ -284,8 +294,7 @@ fn deactivating_waits(stage: &mut dyn Stage) {
     assert!(!stage.pool().deactivate(id(1)).unwrap());
     disk.write(&pattern(4096, 5), 0);
     disk.flush();
-    drop(disk);
-    assert!(stage.pool().deactivate(id(1)).unwrap());
+    release(stage, id(1), disk);
     assert!(content(stage, id(1))[..4096] == pattern(4096, 5));
 }
 
