@@ -1,9 +1,10 @@
 //! Volumes shown to the host: real loop devices, real filesystems on them, nothing left behind.
 
-#[cfg(test)]
+// All of this is test code, helpers too: clippy lets tests unwrap.
+#![cfg(test)]
+
 #[path = "support/file_volume.rs"]
 mod file_volume;
-#[cfg(test)]
 #[path = "support/host_tools.rs"]
 mod host_tools;
 

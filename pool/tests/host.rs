@@ -1,18 +1,17 @@
 //! A pool in a process of its own: who starts it, who ends it, and what its clients see.
 
-#[cfg(test)]
+// All of this is test code, helpers too: clippy lets tests unwrap.
+#![cfg(test)]
+
 #[path = "support/host_process.rs"]
 mod host_process;
-#[cfg(test)]
 #[path = "support/host_stage.rs"]
 mod host_stage;
-#[cfg(test)]
 #[path = "support/host_tools.rs"]
 mod host_tools;
-#[cfg(test)]
 mod support {
-    pub mod laws;
-    pub mod stage;
+    pub(crate) mod laws;
+    pub(crate) mod stage;
 }
 
 use std::collections::BTreeSet;
