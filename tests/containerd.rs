@@ -111,7 +111,7 @@ fn a_whole_life(release: Release) {
     story.start("1", "web");
     containerd.exec("web", "write", "echo one > /kept");
     service.stop();
-    containerd.exec("web", "alone", "echo two >> /kept; sync; cat /data/large | sha256sum");
+    containerd.exec("web", "alone", "echo two >> /kept; sync -f /; cat /data/large | sha256sum");
     service.up();
     assert_eq!(containerd.exec("web", "read", "cat /kept /starts"), "one\ntwo\nstarted\n");
     containerd.restart();
@@ -149,7 +149,7 @@ fn a_small_change_costs_a_block(story: &Story, service: &Service) {
     // The first change also pays for the file system's own blocks: journal, inode, bitmap; and what the start
     // of the container wrote must not come later.
     change(0);
-    story.containerd.exec("small", "settle", "sync");
+    story.containerd.exec("small", "settle", "sync -f /");
     let before = service.status("/data/used_bytes");
     (1..=8).for_each(change);
     let block = service.status("/block_size_bytes");

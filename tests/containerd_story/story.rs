@@ -141,7 +141,7 @@ impl Story<'_> {
             for name in names {
                 scope.spawn(move || {
                     self.start(tag, name);
-                    let write = format!("echo {name} > /etc/layer; echo {name} > /of-{name}; rm /data/h2; sync");
+                    let write = format!("echo {name} > /etc/layer; echo {name} > /of-{name}; rm /data/h2; sync -f /");
                     self.containerd.exec(name, "write", &write);
                 });
             }
@@ -183,7 +183,7 @@ impl Story<'_> {
         // No sync here: the commit has to take what is still in the page cache.
         self.containerd.exec("live", "before", "echo before > /when; head -c 300000 /data/large > /part");
         self.snapshots("commit frozen live");
-        self.containerd.exec("live", "after", "echo after > /when; echo x > /later; sync; cat /when");
+        self.containerd.exec("live", "after", "echo after > /when; echo x > /later; sync -f /; cat /when");
         assert!(self.listed().contains(&("frozen".into(), top, "Committed".into())), "{:#?}", self.listed());
 
         let layer = self.dir.join("live.tar");
