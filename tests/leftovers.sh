@@ -10,6 +10,8 @@ set -u
 
 # Not /tmp: that may be a tmpfs, where direct I/O is not possible on older kernels. Short: socket paths end at 107 bytes.
 TMPDIR=$(mktemp -d /var/tmp/thinsnap-XXXXXX)
+# Tests that play another user must reach what they make in it.
+chmod 0711 "$TMPDIR"
 THINSNAP_TEST_RUN=$(basename "$TMPDIR")
 export TMPDIR THINSNAP_TEST_RUN
 trap 'rmdir "$TMPDIR" 2>/dev/null' EXIT

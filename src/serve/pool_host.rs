@@ -4,9 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use thinsnap_pool::{
-    Exporter, FuseExporter, FuseOptions, HostOptions, PoolPaths, ThinPool, keep_resident, open_embedded, run_host,
-};
+use thinsnap_pool::{Exporter, FuseExporter, FuseOptions, HostOptions, PoolPaths, ThinPool, open_embedded, run_host};
 
 use crate::admin::host_socket_of;
 use crate::config::LogFormat;
@@ -21,7 +19,6 @@ pub fn pool_host(paths: &PoolPaths, run_dir: &Path) -> Result<()> {
     log::start("info", LogFormat::Text)?;
     let options = HostOptions { socket: host_socket_of(run_dir), idle_after: IDLE_AFTER, supervised: true };
     run_host(&options, || {
-        keep_resident();
         let exporter: Arc<dyn Exporter> = Arc::new(FuseExporter::start(FuseOptions::new(run_dir.join("export")))?);
         let pool: Arc<dyn ThinPool> = open_embedded(paths, Arc::clone(&exporter))?;
         Ok((pool, exporter))
