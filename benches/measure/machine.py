@@ -73,6 +73,7 @@ def facts(thinsnap, directory):
         "memory": f"{memory / 1024 / 1024:.1f} GiB",
         "disk": f"{source}, {kind}; every stack below stands on preallocated files there",
         "kernel": os.uname().release,
+        "load average before": f"{os.getloadavg()[0]:.1f}",
         "thinsnap": run(thinsnap, "--version"),
         "fio": run("fio", "--version"),
         "qemu-storage-daemon": run("qemu-storage-daemon", "--version").splitlines()[0].split("version ")[-1],

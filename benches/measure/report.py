@@ -33,8 +33,8 @@ def _machine(record):
 
 def _made(record):
     options = ", ".join(f"{name} {value}" for name, value in record["options"].items())
-    quick = "; a quick run: expect more noise" if record["quick"] else ""
-    return f"`make bench`, {record['when']}; {options}{quick}."
+    command, noise = ("bench-quick", "; few repeats: expect noise") if record["quick"] else ("bench", "")
+    return f"`make {command}`, {record['when']}; {options}{noise}."
 
 
 def _number(value):
@@ -124,7 +124,7 @@ def _device_io(record):
         "written once before; the three take turns within each repeat. 4k: IOPS; 1m: MiB/s.", "", _made(record), "",
         "| job | " + " | ".join(WORDS[stack] for stack in stacks) + " | thinsnap ÷ plain | thinsnap ÷ qcow2 |",
         "|---" * (len(stacks) + 3) + "|"]
-    wins, losses = [], []
+    wins, losses, to_plain = [], [], {}
     for job in jobs:
         values = {stack: _find(rows, job=job, stack=stack)["value"] for stack in stacks}
         middle = {stack: statistics.median(values[stack]) for stack in stacks}
@@ -132,14 +132,17 @@ def _device_io(record):
             f"| {job} | " + " | ".join(_spread(values[stack]) for stack in stacks)
             + f" | {middle['thinsnap'] / middle['plain']:.2f} | {middle['thinsnap'] / middle['qcow2']:.2f} |")
         (wins if middle["thinsnap"] > middle["qcow2"] else losses).append(job)
+        to_plain[job] = middle["thinsnap"] / middle["plain"]
     lines.append("")
     if wins:
         lines.append(f"- Ahead of qcow2 in {len(wins)} of {len(jobs)} rows: {', '.join(wins)}.")
     if losses:
         lines.append(f"- Behind qcow2 in {len(losses)} of {len(jobs)} rows: {', '.join(losses)}.")
-    lines.append(
-        "- Behind the plain file by what the way through a process in user space costs: each request crosses from the loop"
-        " device to the process and back.")
+    slower = [job for job, ratio in to_plain.items() if ratio < 1]
+    if slower:
+        lines.append(
+            f"- Behind a loop device on a plain file in {len(slower)} of {len(jobs)} rows: {', '.join(slower)}. That is what the way"
+            " through a process in user space costs: each request crosses from the loop device to the process and back.")
     return "\n".join(lines) + "\n"
 
 
