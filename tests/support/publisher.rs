@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount, umount};
 use tonic::{Code, Status};
 
@@ -50,7 +51,7 @@ impl Publisher {
             let (writing, page) = (writing.clone(), page.clone());
             move || {
                 fs::create_dir_all(&writing)?;
-                mount(Some(&device), &writing, Some("ext4"), MsFlags::empty(), None::<&str>)?;
+                mount_ext4(&device, &writing, MsFlags::empty())?;
                 fs::write(writing.join("page"), page)
             }
         })
@@ -71,16 +72,16 @@ impl Publisher {
         let reading = self.point.with_extension("reading");
         let (found, names) = blocking(move || {
             fs::create_dir_all(&reading)?;
-            mount(Some(&device), &reading, Some("ext4"), MsFlags::MS_RDONLY, None::<&str>)?;
+            mount_ext4(&device, &reading, MsFlags::MS_RDONLY)?;
             let found = fs::read_to_string(reading.join("page"))?;
             let names: Vec<_> = fs::read_dir(&reading)?.map(|entry| entry.map(|e| e.file_name())).collect();
-            umount(&reading)?;
+            unmount(&reading)?;
             Ok((found, names))
         })
         .await;
         assert!(found == page, "the page of {name} has {} bytes of {}", found.len(), page.len());
         assert_eq!(names.len(), 1, "{names:?} in {name}");
-        blocking(move || Ok(umount(&writing)?)).await;
+        blocking(move || unmount(&writing)).await;
         for gone in [&look, &name] {
             let removed = insist(&[Code::NotFound], || async { client.clone().remove(gone).await });
             removed.await.unwrap_or_else(|e| panic!("remove {gone}: {e}"));
@@ -112,6 +113,24 @@ async fn insist_on_mounts(client: &Client, key: &str) -> PathBuf {
         }
         assert!(Instant::now() < deadline, "no service answered for {PATIENCE:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn mount_ext4(device: &Path, point: &Path, flags: MsFlags) -> io::Result<()> {
+    mount(Some(device), point, Some("ext4"), flags, None::<&str>)
+        .map_err(|errno| io::Error::other(format!("mount {} on {}: {errno}", device.display(), point.display())))
+}
+
+/// A service that this process is starting has its open files until it runs its own program: a file that was
+/// closed here may still be open there, for a moment.
+fn unmount(point: &Path) -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match umount(point) {
+            Err(Errno::EBUSY) if Instant::now() < deadline => std::thread::park_timeout(Duration::from_millis(5)),
+            Err(errno) => return Err(io::Error::other(format!("unmount {}: {errno}", point.display()))),
+            Ok(()) => return Ok(()),
+        }
     }
 }
 
