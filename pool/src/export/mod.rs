@@ -7,4 +7,4 @@ mod residency;
 
 pub use exporter::{DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, Volume};
 pub use fuse_exporter::{FuseExporter, FuseOptions};
-pub use residency::keep_resident;
+pub(crate) use residency::keep_resident;

@@ -15,7 +15,7 @@ pub(super) fn shun_memory_pressure() {
 
 /// Locks the process's memory as it is touched, so that serving never waits for a page of its own. A refusal (the
 /// limit `RLIMIT_MEMLOCK` without `CAP_IPC_LOCK`) is a warning: it matters only on a machine that swaps.
-pub fn keep_resident() {
+pub(crate) fn keep_resident() {
     // SAFETY: mlockall takes flags only.
     let refused = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) } != 0;
     if refused {
