@@ -25,6 +25,9 @@ pub(crate) struct Forest {
     snapshots: Vec<Node>,
 }
 
+/// A chain without branches goes no further to the right than this, however long it is.
+const CHAIN_COLUMNS: usize = 18;
+
 /// Puts each snapshot under its parent; one whose parent is not listed is a root. Nothing recurses by
 /// depth, as chains may be long.
 pub(crate) fn grow(mut snapshots: Vec<api::Snapshot>) -> Forest {
@@ -51,9 +54,8 @@ pub(crate) fn grow(mut snapshots: Vec<api::Snapshot>) -> Forest {
         for (place, child) in siblings.iter().enumerate().rev() {
             let last = place + 1 == siblings.len();
             let joint = if last { "└─ " } else { "├─ " };
-            // A chain without branches stays in its column, however long it is.
             let under = match (siblings.len(), last) {
-                (1, _) => "",
+                (1, _) if below.chars().count() >= CHAIN_COLUMNS => "",
                 (_, true) => "   ",
                 (_, false) => "│  ",
             };
@@ -102,6 +104,12 @@ mod tests {
         ]);
         let expected = "base  (committed)\n├─ db  (committed)\n└─ web  (committed)\n   └─ web-2  (committed)\n";
         assert_eq!(text(&forest), expected);
+    }
+
+    #[test]
+    fn what_hangs_on_the_end_of_a_chain_stands_under_its_end() {
+        let forest = grow(vec![snapshot("a", None), snapshot("b", Some("a")), snapshot("c", Some("b"))]);
+        assert_eq!(text(&forest), "a  (committed)\n└─ b  (committed)\n   └─ c  (committed)\n");
     }
 
     #[test]
