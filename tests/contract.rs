@@ -29,7 +29,7 @@ use thinsnap::snapshot::FsType;
 use thinsnap::snapshotter::Snapshotter;
 use thinsnap::store::Store;
 use thinsnap_pool::{
-    BlockSize, ByteCount, CreateOptions, FuseExporter, FuseOptions, PoolPaths, ThinPool, create, open_embedded,
+    Access, BlockSize, ByteCount, CreateOptions, FuseExporter, FuseOptions, PoolPaths, ThinPool, create, open_embedded,
 };
 use tonic::Code;
 
@@ -201,4 +201,34 @@ fn root_a_reopened_service_finds_its_snapshots_and_activates_them_on_demand() {
         assert!(mounts[0].source.exists(), "{key}");
     }
     assert_eq!(client.list(&[]).unwrap().len(), 3);
+}
+
+/// A service killed between a view's device and its record, or between the record's end and the device's, left the
+/// block device behind for ever.
+#[test]
+fn root_a_device_that_no_snapshot_shows_is_deactivated_at_the_next_start() {
+    let Some(_alone) = can_run("devices left active") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let pool = model(dir.path());
+    let first = snapshotter(pool.clone(), dir.path());
+    let client = DirectClient::new(first, "ext4");
+    client.prepare("a", "", &[]).unwrap();
+    client.commit("layer", "a").unwrap();
+    client.prepare("active", "layer", &[]).unwrap();
+    client.view("view", "layer", &[]).unwrap();
+    client.remove("view").unwrap();
+    client.cleanup().unwrap();
+    drop(client);
+
+    let is_active = |id| pool.active_path(id).unwrap().is_some();
+    let (shown, hidden): (Vec<_>, Vec<_>) = pool.devices().unwrap().into_iter().partition(|id| is_active(*id));
+    assert_eq!((shown.len(), hidden.len()), (1, 2), "the active one; the layer and the base device");
+    let size = config(dir.path()).default_profile.size;
+    for id in &hidden {
+        pool.activate(*id, size, Access::ReadOnly).unwrap();
+    }
+
+    snapshotter(pool.clone(), dir.path()).cleanup().unwrap();
+    assert!(shown.iter().all(|id| is_active(*id)));
+    assert!(!hidden.iter().any(|id| is_active(*id)));
 }

@@ -1,7 +1,8 @@
 //! The start: do pool and store belong together, and what did the last run leave in limbo?
 //!
 //! The checks come first and change nothing. Then ids in limbo without a device are forgotten, those with
-//! one go to the reclaimer: recovery is the reclaimer's ordinary work.
+//! one go to the reclaimer: recovery is the reclaimer's ordinary work. So do devices that are active although
+//! no snapshot shows them: a view was killed before its record, or after it, and nobody else would deactivate them.
 
 use std::collections::BTreeSet;
 
@@ -26,6 +27,8 @@ pub struct Recovered {
 pub(crate) struct Found {
     pub(crate) recovered: Recovered,
     pub(crate) queued: Vec<DeviceId>,
+    /// Active, but shown by no record.
+    pub(crate) left_active: Vec<DeviceId>,
     pub(crate) foreign: BTreeSet<DeviceId>,
 }
 
@@ -64,6 +67,15 @@ pub(crate) fn recover(pool: &dyn ThinPool, store: &Store) -> Result<Found> {
         .advise("run `thinsnap pool check`; if the pool was put back from a backup, put back the store of that time"));
     }
 
+    let mut left_active = Vec::new();
+    if status.active_devices > 0 {
+        for id in owned.difference(&reader.shown_devices()?) {
+            if pool.active_path(*id)?.is_some() {
+                left_active.push(*id);
+            }
+        }
+    }
+
     let limbo: BTreeSet<DeviceId> = reader.limbo()?.into_iter().collect();
     let absent: Vec<DeviceId> = limbo.difference(&devices).copied().collect();
     let queued: Vec<DeviceId> = limbo.intersection(&devices).copied().collect();
@@ -85,7 +97,7 @@ pub(crate) fn recover(pool: &dyn ThinPool, store: &Store) -> Result<Found> {
         tracing::warn!("{} devices of the pool are in no record of the store; they are left alone", foreign.len());
     }
     tripwire::advance(pool, store)?;
-    Ok(Found { recovered, queued, foreign })
+    Ok(Found { recovered, queued, left_active, foreign })
 }
 
 /// A new store takes a pool without devices; one with devices has lost its store.

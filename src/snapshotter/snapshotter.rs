@@ -68,6 +68,7 @@ impl Snapshotter {
         let claims = Arc::new(Claims::default());
         let reclaimer = Arc::new(Reclaimer::new(pool.clone(), store.clone(), claims.clone()));
         found.queued.iter().for_each(|id| reclaimer.delete(*id));
+        found.left_active.iter().for_each(|id| reclaimer.release(*id));
         let workers = Workers::start(&reclaimer, parts.reclaim_threads)?;
         Ok(Arc::new(Self {
             pool,

@@ -106,6 +106,20 @@ pub trait Records: Rows {
         Ok(devices)
     }
 
+    /// Every device that an active snapshot or a view shows, or may be asked to show.
+    fn shown_devices(&self) -> Result<BTreeSet<DeviceId>> {
+        let mut devices = BTreeSet::new();
+        self.walk(SNAPSHOTS, &[], &mut |_, value| {
+            let snapshot: Snapshot = codec::decode(value)?;
+            match snapshot.kind {
+                Kind::Active | Kind::View => _ = devices.insert(snapshot.device),
+                Kind::Committed => {}
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(devices)
+    }
+
     /// The base device of a file system and size, if it is ready.
     fn find_base(&self, fs: FsType, size: ByteCount) -> Result<Option<DeviceId>> {
         self.row(BASES, &base_key(fs, size))?.map(|bytes| codec::decode(&bytes)).transpose()
