@@ -24,10 +24,11 @@ quickstart: build
 	@docs/quickstart.sh $(TARGET)/release/thinsnap
 
 # The whole truth: format, lints, floors, laws, models, real containerd. What it leaves behind is a failure.
+# With the output of tests that passed: one that could not run says SKIPPED there, and why.
 test: lint
 	@tests/install-missing.sh $(TEST_PACKAGES)
 	@tests/fetch-deb.sh trixie thin-provisioning-tools $(CACHE)/thin-tools-1.1
-	@tests/leftovers.sh $(CARGO) test --workspace --no-fail-fast
+	@tests/leftovers.sh $(CARGO) test --workspace --no-fail-fast -- --show-output
 
 # Tests may unwrap; they share support modules of which each program uses a part.
 TEST_LINTS = -A clippy::unwrap_used -A dead_code -A unreachable_pub -A unused_imports
