@@ -16,7 +16,9 @@ pub use check::{DumpSource, Finding, Progress, Report, Severity, audit, dump, li
 pub use device::{BlockDevice, CutImage, FileDevice, MemoryDevice, PowerCutDevice, PowerSupply};
 pub use embedded::EmbeddedPool;
 pub use error::{Error, ErrorKind, Result};
-pub use export::{DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, FuseExporter, FuseOptions, Volume};
+pub use export::{
+    DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, FuseExporter, FuseOptions, Orphan, Volume,
+};
 pub use format::Mapping;
 pub use host::{
     ConnectOptions, HostClient, HostInfo, HostOptions, SpawnOptions, StopOutcome, connect_or_spawn, run as run_host,

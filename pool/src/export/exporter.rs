@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::device::BlockDevice;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
 
@@ -102,11 +102,46 @@ pub trait Volume: BlockDevice {
     fn data_fd(&self) -> RawFd;
 }
 
+/// A block device that the host still shows, left behind by a process that died while it served it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphan {
+    /// The thin device behind it.
+    pub id: DeviceId,
+    /// The size that the host sees.
+    pub size: ByteCount,
+    /// Whether the host may write.
+    pub access: Access,
+    /// It was being detached, and waits for its last opener.
+    pub leaving: bool,
+}
+
 /// Shows volumes to the host as block devices.
+///
+/// An exporter that takes over from a dead process begins with the block devices of its predecessor: the engine asks
+/// for them ([`Exporter::orphans`]), gives each its volume again ([`Exporter::adopt`]), and lets the requests
+/// come ([`Exporter::resume`]), those first that the predecessor read and never answered.
 pub trait Exporter: Send + Sync {
     /// Shows `volume` as a block device of `size` bytes; returns its path. Errors: `InUse` if `id` is
     /// shown already, `Unsupported` if the host lacks what is needed (says what).
     fn attach(&self, id: DeviceId, volume: Arc<dyn Volume>, size: ByteCount, access: Access) -> Result<PathBuf>;
+
+    /// The block devices of a dead predecessor, ascending by id; empty if there was none.
+    fn orphans(&self) -> Vec<Orphan> {
+        Vec::new()
+    }
+
+    /// Puts `volume` behind an orphan; requests reach it after [`Exporter::resume`]. Errors: `NotFound` if `id` is
+    /// no orphan.
+    fn adopt(&self, id: DeviceId, _volume: Arc<dyn Volume>) -> Result<()> {
+        Err(Error::new(ErrorKind::NotFound, format!("adopt device {id}: no predecessor left it behind")))
+    }
+
+    /// Serves the orphans from here on and has the kernel send again what was not answered. An orphan that nobody
+    /// adopted answers with I/O errors. Called once, after the last [`Exporter::adopt`]; without a predecessor it
+    /// does nothing.
+    fn resume(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Tells the host that the device is larger.
     fn resize(&self, id: DeviceId, size: ByteCount) -> Result<()>;
