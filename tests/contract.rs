@@ -29,7 +29,8 @@ use thinsnap::snapshot::FsType;
 use thinsnap::snapshotter::Snapshotter;
 use thinsnap::store::Store;
 use thinsnap_pool::{
-    Access, BlockSize, ByteCount, CreateOptions, FuseExporter, FuseOptions, PoolPaths, ThinPool, create, open_embedded,
+    Access, BlockSize, ByteCount, CreateOptions, EmbeddedOptions, FuseExporter, FuseOptions, PoolPaths, ThinPool,
+    create, open_embedded,
 };
 use tonic::Code;
 
@@ -122,7 +123,7 @@ fn root_the_laws_hold_over_the_embedded_engine() {
         })
         .unwrap();
         let exporter = Arc::new(FuseExporter::start(FuseOptions::new(dir.path().join("export"))).unwrap());
-        let pool = open_embedded(&paths, exporter).unwrap();
+        let pool = open_embedded(&paths, exporter, &EmbeddedOptions::default()).unwrap();
         let snapshotter = snapshotter(pool.clone(), dir.path());
         run_laws(snapshotter, "ext4", dir.path(), |_| true);
         pool.close().unwrap();

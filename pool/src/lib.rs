@@ -14,7 +14,7 @@ mod units;
 
 pub use check::{DumpSource, Finding, Progress, Report, Severity, audit, dump, live_copy};
 pub use device::{BlockDevice, CutImage, FileDevice, MemoryDevice, PowerCutDevice, PowerSupply};
-pub use embedded::EmbeddedPool;
+pub use embedded::{EmbeddedOptions, EmbeddedPool};
 pub use error::{Error, ErrorKind, Result};
 pub use export::{
     DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, FuseExporter, FuseOptions, Orphan, Volume,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::device::{AlignedBuffer, BlockDevice, FileDevice};
-use crate::embedded::EmbeddedPool;
+use crate::embedded::{EmbeddedOptions, EmbeddedPool};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::Exporter;
 use crate::meta::{FormatOptions, Metadata, OpenMode};
@@ -62,15 +62,19 @@ pub fn create(options: &CreateOptions) -> Result<()> {
         .map_err(|e| e.doing(format_args!("create the pool in {}", options.paths.metadata.display())))
 }
 
-/// Opens a pool for this process alone; active devices are shown by `exporter`. Nothing is written before
-/// the first change. Errors: `NotFound`, `InUse`, `Corrupt` (superblock, or files cut short), `NeedsCheck`,
-/// `Unsupported`.
-pub fn open_embedded(paths: &PoolPaths, exporter: Arc<dyn Exporter>) -> Result<Arc<EmbeddedPool>> {
+/// Opens a pool for this process alone; active devices are shown by `exporter`, those of a dead predecessor among
+/// them. Nothing is written before the first change, or the first that a predecessor's intent log holds. Errors:
+/// `NotFound`, `InUse`, `Corrupt` (superblock, or files cut short), `NeedsCheck`, `Unsupported`.
+pub fn open_embedded(
+    paths: &PoolPaths,
+    exporter: Arc<dyn Exporter>,
+    options: &EmbeddedOptions,
+) -> Result<Arc<EmbeddedPool>> {
     let doing = |e: Error| e.doing(format_args!("open the pool in {}", paths.metadata.display()));
     let device: Arc<dyn BlockDevice> = Arc::new(FileDevice::open(&paths.metadata).map_err(doing)?);
     let data: Arc<dyn BlockDevice> = Arc::new(FileDevice::open(&paths.data).map_err(doing)?);
     let metadata = Metadata::open(Arc::clone(&device), OpenMode::ReadWrite).map_err(doing)?;
-    EmbeddedPool::new(metadata, device, data, exporter).map(Arc::new).map_err(doing)
+    EmbeddedPool::with_options(metadata, device, data, exporter, options).map(Arc::new).map_err(doing)
 }
 
 fn try_create(options: &CreateOptions, undo: &mut Undo) -> Result<()> {

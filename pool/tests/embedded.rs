@@ -128,7 +128,9 @@ fn the_direct_way_is_open_for_reads_and_for_writes_in_place_only() {
     })
     .unwrap();
     let exporter = DirectExporter::new();
-    let pool = thinsnap_pool::open_embedded(&paths, Arc::clone(&exporter) as _).unwrap();
+    let pool =
+        thinsnap_pool::open_embedded(&paths, Arc::clone(&exporter) as _, &thinsnap_pool::EmbeddedOptions::default())
+            .unwrap();
     pool.create_thin(id(1)).unwrap();
     pool.activate(id(1), ByteCount(32 * BLOCK), Access::ReadWrite).unwrap();
     let volume = exporter.open(id(1));

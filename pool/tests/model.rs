@@ -96,7 +96,12 @@ impl Files {
 
 impl Ground for Files {
     fn open(&self, exporter: Arc<DirectExporter>) -> Arc<EmbeddedPool> {
-        thinsnap_pool::open_embedded(&PoolPaths::in_dir(self.dir.path()), exporter).unwrap()
+        thinsnap_pool::open_embedded(
+            &PoolPaths::in_dir(self.dir.path()),
+            exporter,
+            &thinsnap_pool::EmbeddedOptions::default(),
+        )
+        .unwrap()
     }
 
     fn metadata_image(&self) -> Vec<u8> {

@@ -28,7 +28,11 @@ fn options(dir: &Path) -> CreateOptions {
 }
 
 fn open(dir: &Path) -> Result<Arc<EmbeddedPool>, Error> {
-    thinsnap_pool::open_embedded(&PoolPaths::in_dir(dir), DirectExporter::new())
+    thinsnap_pool::open_embedded(
+        &PoolPaths::in_dir(dir),
+        DirectExporter::new(),
+        &thinsnap_pool::EmbeddedOptions::default(),
+    )
 }
 
 /// A pool with a device in it, closed.
@@ -36,7 +40,12 @@ fn pool_with_a_device() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     thinsnap_pool::create(&options(dir.path())).unwrap();
     let exporter = DirectExporter::new();
-    let pool = thinsnap_pool::open_embedded(&PoolPaths::in_dir(dir.path()), Arc::clone(&exporter) as _).unwrap();
+    let pool = thinsnap_pool::open_embedded(
+        &PoolPaths::in_dir(dir.path()),
+        Arc::clone(&exporter) as _,
+        &thinsnap_pool::EmbeddedOptions::default(),
+    )
+    .unwrap();
     let id = DeviceId::new(1).unwrap();
     pool.create_thin(id).unwrap();
     pool.activate(id, ByteCount(8 << 20), Access::ReadWrite).unwrap();
@@ -320,10 +329,15 @@ fn root_a_pool_on_two_disks_works_and_is_locked() {
     thinsnap_pool::create(&create).unwrap();
     assert_eq!(thinsnap_pool::create(&create).unwrap_err().kind(), ErrorKind::AlreadyExists);
     let exporter = DirectExporter::new();
-    let pool = thinsnap_pool::open_embedded(&paths, Arc::clone(&exporter) as _).unwrap();
+    let pool =
+        thinsnap_pool::open_embedded(&paths, Arc::clone(&exporter) as _, &thinsnap_pool::EmbeddedOptions::default())
+            .unwrap();
     assert_eq!(pool.status().unwrap().data.total, ByteCount(32 << 20));
     assert_eq!(pool.status().unwrap().metadata.total, ByteCount(8 << 20));
-    let second = thinsnap_pool::open_embedded(&paths, DirectExporter::new()).err().unwrap();
+    let second =
+        thinsnap_pool::open_embedded(&paths, DirectExporter::new(), &thinsnap_pool::EmbeddedOptions::default())
+            .err()
+            .unwrap();
     assert_eq!(second.kind(), ErrorKind::InUse, "{second}");
 
     let id = DeviceId::new(1).unwrap();

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use thinsnap_pool::{Exporter, FuseExporter, FuseOptions, HostOptions, PoolPaths, ThinPool, open_embedded, run_host};
+use thinsnap_pool::{
+    EmbeddedOptions, Exporter, FuseExporter, FuseOptions, HostOptions, PoolPaths, ThinPool, open_embedded, run_host,
+};
 
 use crate::admin::host_socket_of;
 use crate::config::LogFormat;
@@ -20,7 +22,8 @@ pub fn pool_host(paths: &PoolPaths, run_dir: &Path) -> Result<()> {
     let options = HostOptions { socket: host_socket_of(run_dir), idle_after: IDLE_AFTER, supervised: true };
     run_host(&options, || {
         let exporter: Arc<dyn Exporter> = Arc::new(FuseExporter::start(FuseOptions::new(run_dir.join("export")))?);
-        let pool: Arc<dyn ThinPool> = open_embedded(paths, Arc::clone(&exporter))?;
+        let options = EmbeddedOptions { intent_log: Some(run_dir.join("intent.log")), ..EmbeddedOptions::default() };
+        let pool: Arc<dyn ThinPool> = open_embedded(paths, Arc::clone(&exporter), &options)?;
         Ok((pool, exporter))
     })?;
     Ok(())

@@ -33,6 +33,15 @@ impl Claims {
     }
 }
 
+impl Claim<'_> {
+    /// Gives one of the ids back before the others.
+    pub(super) fn give_back(&mut self, id: DeviceId) {
+        self.ids.retain(|&held| held != id);
+        self.claims.lock().remove(&id);
+        self.claims.given_back.notify_all();
+    }
+}
+
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         let mut taken = self.claims.lock();

@@ -8,10 +8,11 @@ use std::thread::JoinHandle;
 use crate::device::BlockDevice;
 use crate::embedded::backing::Backing;
 use crate::embedded::claims::Claims;
+use crate::embedded::options::EmbeddedOptions;
 use crate::embedded::volume::ThinVolume;
 use crate::embedded::{committer, reclaim};
 use crate::error::{Error, ErrorKind, Result};
-use crate::export::Exporter;
+use crate::export::{Exporter, Orphan};
 use crate::meta::Metadata;
 use crate::status::{ChangedRange, DeviceUsage, PoolStatus, Space};
 use crate::thin_pool::{Access, ThinPool};
@@ -55,6 +56,22 @@ impl EmbeddedPool {
         data: Arc<dyn BlockDevice>,
         exporter: Arc<dyn Exporter>,
     ) -> Result<Self> {
+        Self::with_options(metadata, metadata_device, data, exporter, &EmbeddedOptions::default())
+    }
+
+    /// As [`new`](Self::new), with an intent log if `options` name one; devices that a dead predecessor left on
+    /// `exporter` are served again.
+    pub fn with_options(
+        metadata: Metadata,
+        metadata_device: Arc<dyn BlockDevice>,
+        data: Arc<dyn BlockDevice>,
+        exporter: Arc<dyn Exporter>,
+        _options: &EmbeddedOptions,
+    ) -> Result<Self> {
+        // A predecessor that was killed may have written its last superblock without the flush behind it: a
+        // flush that the kernel asks for again would find nothing to commit, and blocks that only the
+        // superblock before still maps would be handed out.
+        metadata_device.flush().map_err(|e| e.doing("open the pool: make its superblock durable"))?;
         let blocks = metadata.data_space().total;
         let needed = blocks.saturating_mul(metadata.block_size().bytes());
         if data.size() < needed {
@@ -83,7 +100,34 @@ impl EmbeddedPool {
                 return Err(e);
             }
         }
+        pool.adopt_orphans()?;
         Ok(pool)
+    }
+
+    /// Puts volumes behind the block devices that a dead predecessor left, then lets their requests come. One that
+    /// cannot be served answers with errors; the others need not suffer for it.
+    fn adopt_orphans(&self) -> Result<()> {
+        for orphan in self.exporter.orphans() {
+            let id = orphan.id;
+            match self.adopt(&orphan) {
+                Ok(()) => tracing::info!(leaving = orphan.leaving, "adopted device {id}"),
+                Err(e) => tracing::error!("the block device of device {id} answers with errors from here on: {e}"),
+            }
+        }
+        self.exporter.resume().map_err(|e| e.doing("serve the devices of a predecessor"))
+    }
+
+    fn adopt(&self, orphan: &Orphan) -> Result<()> {
+        let id = orphan.id;
+        let doing = |e: Error| e.doing(format_args!("adopt device {id}"));
+        let Some(details) = self.backing.metadata()?.find_device(id).map_err(doing)? else {
+            return Err(Error::new(ErrorKind::NotFound, format!("adopt device {id}: there is no such device")));
+        };
+        let volume = ThinVolume::new(Arc::clone(&self.backing), id, details, orphan.size, orphan.access);
+        let volume = Arc::new(volume.map_err(doing)?);
+        self.exporter.adopt(id, Arc::clone(&volume) as _).map_err(doing)?;
+        lock(&self.active).insert(id, Active { volume, leaving: orphan.leaving });
+        Ok(())
     }
 
     /// Detaches all devices, commits, and ends the pool's threads. Errors: `InUse` if a device is open
@@ -168,16 +212,15 @@ impl EmbeddedPool {
 impl ThinPool for EmbeddedPool {
     fn create_thin(&self, id: DeviceId) -> Result<()> {
         let doing = |e: Error| e.doing(format_args!("create device {id}"));
-        let claim = self.claims.claim(&[id]);
+        // Until it is durable: a change of a device that the last commit does not know could not be kept.
+        let _claim = self.claims.claim(&[id]);
         self.backing.change(|metadata| metadata.create_thin(id)).map_err(doing)?;
-        // Those who wait for the same commit need not wait for each other.
-        drop(claim);
         self.backing.flush().map_err(doing)
     }
 
     fn create_snap(&self, id: DeviceId, origin: DeviceId) -> Result<()> {
         let doing = |e: Error| e.doing(format_args!("create snapshot {id} of {origin}"));
-        let claim = self.claims.claim(&[id, origin]);
+        let mut claim = self.claims.claim(&[id, origin]);
         let create = || {
             self.backing.change(|metadata| {
                 metadata.create_snap(id, origin)?;
@@ -189,7 +232,9 @@ impl ThinPool for EmbeddedPool {
             None => create().map(|_| ()),
         }
         .map_err(doing)?;
-        drop(claim);
+        // Snapshots of one origin that wait for the same commit need not wait for each other; the new device is
+        // nobody's until it is durable, as in `create_thin`.
+        claim.give_back(origin);
         self.backing.flush().map_err(doing)
     }
 

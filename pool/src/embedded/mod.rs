@@ -5,6 +5,7 @@ mod claims;
 mod committer;
 mod embedded_pool;
 mod mode;
+mod options;
 mod plan;
 mod reclaim;
 mod table;
@@ -13,3 +14,4 @@ mod volume;
 mod write;
 
 pub use embedded_pool::EmbeddedPool;
+pub use options::EmbeddedOptions;

@@ -46,7 +46,14 @@ impl Stage for EmbeddedStage {
             pool.close().unwrap();
         }
         let exporter = Arc::clone(&self.exporter);
-        self.pool = Some(thinsnap_pool::open_embedded(&PoolPaths::in_dir(self.dir.path()), exporter).unwrap());
+        self.pool = Some(
+            thinsnap_pool::open_embedded(
+                &PoolPaths::in_dir(self.dir.path()),
+                exporter,
+                &thinsnap_pool::EmbeddedOptions::default(),
+            )
+            .unwrap(),
+        );
     }
 }
 

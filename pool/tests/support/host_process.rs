@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, dup2_stdout};
 use thinsnap_pool::{
-    BlockSize, ByteCount, ConnectOptions, CreateOptions, Error, ErrorKind, Exporter, FuseExporter, FuseOptions,
-    HostClient, HostOptions, PoolPaths, Result, SpawnOptions, StopOutcome, ThinPool, connect_or_spawn, create,
-    open_embedded, run_host,
+    BlockSize, ByteCount, ConnectOptions, CreateOptions, EmbeddedOptions, Error, ErrorKind, Exporter, FuseExporter,
+    FuseOptions, HostClient, HostOptions, PoolPaths, Result, SpawnOptions, StopOutcome, ThinPool, connect_or_spawn,
+    create, open_embedded, run_host,
 };
 
 /// The ignored test that every user of this file must have; it calls [`be_the_host`].
@@ -126,7 +126,8 @@ pub(crate) fn be_the_host() {
             std::process::exit(7);
         }
         let exporter: Arc<dyn Exporter> = Arc::new(FuseExporter::start(FuseOptions::new(dir.join("export")))?);
-        let pool = open_embedded(&PoolPaths::in_dir(&dir.join("pool")), Arc::clone(&exporter))?;
+        let pool =
+            open_embedded(&PoolPaths::in_dir(&dir.join("pool")), Arc::clone(&exporter), &EmbeddedOptions::default())?;
         Ok((pool, exporter))
     };
     if let Err(error) = run_host(&options, open) {
