@@ -12,7 +12,7 @@ mod status;
 mod thin_pool;
 mod units;
 
-pub use check::{DumpSource, Finding, Progress, Report, Severity, audit, dump, live_copy};
+pub use check::{DumpSource, Finding, Progress, Report, Severity, ViewDevice, audit, dump};
 pub use device::{BlockDevice, CutImage, FileDevice, MemoryDevice, PowerCutDevice, PowerSupply};
 pub use embedded::{EmbeddedOptions, EmbeddedPool};
 pub use error::{Error, ErrorKind, Result};
@@ -25,6 +25,6 @@ pub use host::{
 };
 pub use meta::{DataRun, DeviceDetails, FormatOptions, Frozen, MappedRun, Metadata, OpenMode, SpaceCounts};
 pub use open::{CreateOptions, PoolPaths, create, open_embedded};
-pub use status::{ChangedRange, DeviceUsage, PoolMode, PoolStatus, Space};
+pub use status::{ChangedRange, DeviceUsage, MetadataView, PoolMode, PoolStatus, Space};
 pub use thin_pool::{Access, ThinPool};
 pub use units::{BlockSize, ByteCount, DataBlock, DeviceId, MetaBlock, VirtualBlock};

@@ -64,6 +64,15 @@ pub struct PoolStatus {
     pub metadata_snapshot: bool,
 }
 
+/// A committed state of the metadata that stays readable beside the pool until its view is ended.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct MetadataView {
+    /// Names the view when it is ended.
+    pub number: u64,
+    /// The superblock to start from: block 0 as it was; the one on the disk goes on changing.
+    pub superblock: Vec<u8>,
+}
+
 /// How much of the pool one thin device holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct DeviceUsage {

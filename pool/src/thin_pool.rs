@@ -16,8 +16,8 @@
 
 use std::path::PathBuf;
 
-use crate::error::Result;
-use crate::status::{ChangedRange, DeviceUsage, PoolStatus};
+use crate::error::{Error, ErrorKind, Result};
+use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolStatus};
 use crate::units::{ByteCount, DeviceId};
 
 /// How an activated device may be used.
@@ -80,4 +80,16 @@ pub trait ThinPool: Send + Sync {
     /// Grows the data space to `data` and the metadata space to `metadata` bytes in all; `None` leaves
     /// one as it is. Errors: `Invalid` if smaller than now, `NeedsCheck`, `Unsupported`.
     fn grow(&self, data: Option<ByteCount>, metadata: Option<ByteCount>) -> Result<()>;
+
+    /// Commits, then keeps what that superblock reaches as it is on the metadata device, for somebody who reads
+    /// beside the pool. Ends with `end_view`, with the caller's connection, or when metadata runs short.
+    /// Errors: `Unsupported`, and what a commit meets; a pool that takes no changes shows its last commit.
+    fn begin_view(&self) -> Result<MetadataView> {
+        Err(Error::new(ErrorKind::Unsupported, "view the metadata: this pool has no file of it"))
+    }
+
+    /// Ends a view. True: all that was read was whole. False: it was given up meanwhile; read again.
+    fn end_view(&self, _number: u64) -> Result<bool> {
+        Ok(false)
+    }
 }

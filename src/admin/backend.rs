@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use thinsnap_pool::{ConnectOptions, HostClient, PoolPaths, SpawnOptions, StopOutcome, connect_or_spawn};
 
-use crate::admin::metadata::{MetadataReader, clear_copies};
+use crate::admin::metadata::MetadataReader;
 use crate::admin::pool_files::{self, pool_paths_of, private_dir};
 use crate::config::Config;
 use crate::container::Containers;
@@ -65,7 +65,6 @@ impl Backend {
         let snapshotter = Snapshotter::open(Arc::clone(&host) as _, store.clone(), config.snapshotter.clone())?;
         let recovered = snapshotter.recovered();
         tracing::info!(host = host.info().pid, limbo_drained = recovered.limbo_drained, "opened the pool");
-        clear_copies(&config.root.join("work"))?;
         let images = Images::open(Arc::clone(&snapshotter), store.clone(), &config.root.join("work"))?;
         let containers = Containers::new(Arc::clone(&snapshotter), store);
         Ok(Self { root: config.root.clone(), host, snapshotter, images, containers })
@@ -78,8 +77,9 @@ impl Backend {
     }
 
     /// Opens the pool's metadata for reading, beside the pool-host that writes it.
-    pub fn metadata(&self) -> Result<MetadataReader> {
-        MetadataReader::of_pool(&pool_paths_of(&self.root), &self.root.join("work"))
+    #[must_use]
+    pub fn metadata(&self) -> MetadataReader {
+        MetadataReader::Served { path: pool_paths_of(&self.root).metadata, pool: Arc::clone(self.snapshotter.pool()) }
     }
 
     /// The snapshotter.

@@ -1,104 +1,144 @@
 //! Reads a pool's metadata for `pool check` and `pool dump`: a bare file or device, or that of a pool in use.
 
 use std::io::Write;
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use thinsnap_pool::{DumpSource, FileDevice, PoolPaths, Severity, audit, dump, live_copy};
+use thinsnap_pool::{
+    BlockDevice, ConnectOptions, DumpSource, FileDevice, HostClient, PoolPaths, Report, Severity, ThinPool, ViewDevice,
+    audit, dump,
+};
 
 use crate::admin::protocol::api;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Copies of one process: two checks at once have a file each.
-static COPIES: AtomicU64 = AtomicU64::new(0);
+/// Views that are begun for one answer: a pool gives one up only when metadata is short, or with its host.
+const VIEWS_MAX: u32 = 3;
+/// Longest wait for the handshake of a pool-host.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Metadata, opened for reading.
-pub struct MetadataReader(FileDevice);
+/// Metadata that can be read.
+pub enum MetadataReader {
+    /// A file or device that nobody writes to.
+    Bare(FileDevice),
+    /// That of a pool whose host goes on writing: each answer is of one view.
+    Served {
+        /// Where the metadata stands.
+        path: PathBuf,
+        /// Who serves it.
+        pool: Arc<dyn ThinPool>,
+    },
+}
 
 impl MetadataReader {
     /// A file or device that nobody writes to. Errors: `NotFound`, `InUse`.
     pub fn bare(path: &Path) -> Result<Self> {
         let real = path.canonicalize().map_err(|error| Error::io(format!("open {}", path.display()), error))?;
-        FileDevice::open_read_only(&real).map(Self).map_err(|error| match error.kind() {
+        FileDevice::open_read_only(&real).map(Self::Bare).map_err(|error| match error.kind() {
             thinsnap_pool::ErrorKind::InUse => {
-                Error::from(error).advise("leave --metadata out: then a consistent copy is read while it is in use")
+                Error::from(error).advise("leave --metadata out: then a consistent view is read while it is in use")
             }
             _ => error.into(),
         })
     }
 
-    /// The metadata of a pool, which a pool-host may be serving: then a consistent copy, made in `work_dir`.
-    pub fn of_pool(paths: &PoolPaths, work_dir: &Path) -> Result<Self> {
+    /// The metadata of a pool without a service; a pool-host at `host_socket` may be serving it all the same.
+    pub fn of_pool(paths: &PoolPaths, host_socket: &Path) -> Result<Self> {
         match FileDevice::open_read_only(&paths.metadata) {
-            Ok(device) => return Ok(Self(device)),
+            Ok(device) => return Ok(Self::Bare(device)),
             Err(error) if error.kind() == thinsnap_pool::ErrorKind::InUse => {}
             Err(error) => return Err(error.into()),
         }
-        std::fs::create_dir_all(work_dir)
-            .map_err(|error| Error::io(format!("make the directory {}", work_dir.display()), error))?;
-        let name = format!("metadata-{}-{}", std::process::id(), COPIES.fetch_add(1, Ordering::Relaxed));
-        live_copy(&paths.metadata, &work_dir.join(name)).map(Self).map_err(|error| match error.kind() {
-            thinsnap_pool::ErrorKind::InUse => {
-                Error::from(error).advise("try again when less is written, or stop the service first")
+        let options =
+            ConnectOptions { socket: host_socket.to_owned(), identity: None, handshake_timeout: HANDSHAKE_TIMEOUT };
+        let pool = HostClient::connect(options).map_err(|error| {
+            Error::with_source(ErrorKind::InUse, format!("{} is in use", paths.metadata.display()), error)
+                .advise("stop who has it; `thinsnap doctor` says who")
+        })?;
+        Ok(Self::Served { path: paths.metadata.clone(), pool: Arc::new(pool) })
+    }
+
+    /// Gives `read` the metadata to read, once more if a view was given up meanwhile. Errors: `InUse` if that
+    /// happens again and again.
+    pub fn read<T>(&self, read: &mut dyn FnMut(&dyn BlockDevice) -> Result<T>) -> Result<T> {
+        let (path, pool) = match self {
+            Self::Bare(device) => return read(device),
+            Self::Served { path, pool } => (path, pool),
+        };
+        for _ in 0..VIEWS_MAX {
+            if let Some(value) = in_one_view(path, &**pool, read)? {
+                return Ok(value);
             }
-            _ => error.into(),
-        })
+        }
+        Err(Error::new(ErrorKind::InUse, format!("read {} while it is in use", path.display()))
+            .advise("metadata space is short: grow it (thinsnap pool grow --metadata SIZE), then try again"))
     }
 
     /// Audits it. Errors: `NotFound` if it holds no pool.
-    pub fn check(&self, progress: &dyn Fn(api::Progress)) -> Result<api::PoolCheckReport> {
-        let report = audit(&self.0, &|step| {
-            progress(api::Progress {
-                stage: "checking metadata".to_owned(),
-                done: step.checked_blocks,
-                total: step.used_blocks,
-                unit: "blocks".to_owned(),
-            });
+    pub fn check(&self, progress: &(dyn Fn(api::Progress) + Sync)) -> Result<api::PoolCheckReport> {
+        let report = self.read(&mut |device| {
+            Ok(audit(device, &|step| {
+                progress(api::Progress {
+                    stage: "checking metadata".to_owned(),
+                    done: step.checked_blocks,
+                    total: step.used_blocks,
+                    unit: "blocks".to_owned(),
+                });
+            })?)
         })?;
-        Ok(api::PoolCheckReport {
-            sound: report.is_sound() && !report.incomplete,
-            damaged: report.worst() == Some(Severity::Damage) || report.incomplete,
-            needs_check: report.needs_check,
-            incomplete: report.incomplete,
-            findings: report
-                .findings
-                .into_iter()
-                .map(|finding| api::Finding {
-                    severity: finding.severity.to_string(),
-                    block: finding.block.map(|block| block.0),
-                    path: finding.path,
-                    what: finding.what,
-                })
-                .collect(),
-            omitted: report.omitted,
-            devices: report.devices,
-            mappings: report.mappings,
-            metadata_blocks_used: report.metadata_used,
-            data_blocks_used: report.data_used,
-        })
+        Ok(told(report))
     }
 
-    /// Writes thin_dump's XML. Errors: `NotFound` (no pool; nothing is held), `Corrupt`.
+    /// Writes thin_dump's XML. Errors: `NotFound` (no pool; nothing is held), `Corrupt`, `InUse` if the view was
+    /// given up in the middle: what was written is worth nothing then.
     pub fn dump(&self, held: bool, out: &mut dyn Write) -> Result<()> {
-        Ok(dump(&self.0, if held { DumpSource::Held } else { DumpSource::Live }, out)?)
+        let source = if held { DumpSource::Held } else { DumpSource::Live };
+        let (path, pool) = match self {
+            Self::Bare(device) => return Ok(dump(device, source, out)?),
+            Self::Served { path, pool } => (path, pool),
+        };
+        in_one_view(path, &**pool, &mut |device| Ok(dump(device, source, out)?))?.ok_or_else(|| {
+            Error::new(ErrorKind::InUse, format!("dump {}: it changed while it was read", path.display()))
+                .advise("run the same command again")
+        })
     }
 }
 
-/// Removes the copies of a process that died between making one and taking its name away.
-pub(super) fn clear_copies(work_dir: &Path) -> Result<()> {
-    let doing = || format!("clear the directory {}", work_dir.display());
-    let entries = match std::fs::read_dir(work_dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(Error::io(doing(), error)),
-    };
-    for entry in entries {
-        let entry = entry.map_err(|error| Error::io(doing(), error))?;
-        if entry.file_name().to_string_lossy().starts_with("metadata-") {
-            std::fs::remove_file(entry.path()).map_err(|error| Error::io(doing(), error))?;
-        }
+/// What `read` made of one view; `None` if the view was given up before the end, and what was read may be anything.
+fn in_one_view<T>(
+    path: &Path,
+    pool: &dyn ThinPool,
+    read: &mut dyn FnMut(&dyn BlockDevice) -> Result<T>,
+) -> Result<Option<T>> {
+    let view = pool.begin_view()?;
+    let outcome = ViewDevice::open(path, &view).map_err(Error::from).and_then(|device| read(&device));
+    if pool.end_view(view.number)? { outcome.map(Some) } else { Ok(None) }
+}
+
+/// A report in the service's words.
+fn told(report: Report) -> api::PoolCheckReport {
+    api::PoolCheckReport {
+        sound: report.is_sound() && !report.incomplete,
+        damaged: report.worst() == Some(Severity::Damage) || report.incomplete,
+        needs_check: report.needs_check,
+        incomplete: report.incomplete,
+        omitted: report.omitted,
+        devices: report.devices,
+        mappings: report.mappings,
+        metadata_blocks_used: report.metadata_used,
+        data_blocks_used: report.data_used,
+        findings: report
+            .findings
+            .into_iter()
+            .map(|finding| api::Finding {
+                severity: finding.severity.to_string(),
+                block: finding.block.map(|block| block.0),
+                path: finding.path,
+                what: finding.what,
+            })
+            .collect(),
     }
-    Ok(())
 }
 
 /// Turns a failed audit's findings into the error that the exit status hangs on.

@@ -75,7 +75,7 @@ impl Admin for AdminService {
         use pool_check_reply::Step;
         let reply = |step| api::PoolCheckReply { step: Some(step) };
         Ok(streamed(&self.backend, &self.calls, "pool check", move |backend, reports| {
-            let report = backend.metadata()?.check(&|progress| {
+            let report = backend.metadata().check(&|progress| {
                 // An audit is bounded by the metadata's size: it goes on when nobody listens.
                 let _: ControlFlow<()> = reports.latest(reply(Step::Progress(progress)));
             })?;
@@ -87,7 +87,7 @@ impl Admin for AdminService {
         let held = request.into_inner().held;
         Ok(streamed(&self.backend, &self.calls, "pool dump", move |backend, reports| {
             let mut pieces = BufWriter::with_capacity(DUMP_PIECE, Pieces(reports));
-            backend.metadata()?.dump(held, &mut pieces)?;
+            backend.metadata().dump(held, &mut pieces)?;
             pieces.flush().map_err(|error| Error::io("dump the metadata", error))?;
             Ok(None)
         }))

@@ -2,14 +2,14 @@
 mod audit;
 mod clock;
 mod dump;
-mod live_copy;
 mod maps;
 mod reader;
 mod report;
 mod tally;
 mod trees;
+mod view_device;
 
 pub use audit::{Progress, audit};
 pub use dump::{DumpSource, dump};
-pub use live_copy::live_copy;
 pub use report::{Finding, Report, Severity};
+pub use view_device::ViewDevice;

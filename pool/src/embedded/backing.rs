@@ -128,8 +128,10 @@ impl Backing {
     /// After a change found no metadata block: true if a commit has made some available. Until then the old
     /// copies of whatever changed since the last one stay where they are.
     pub(super) fn make_metadata_room(&self) -> Result<bool> {
+        // Whoever reads beside the pool can read again; a writer cannot wait for him.
+        let given_up = self.metadata()?.give_up_views();
         if self.metadata()?.metadata_space().0.pending == 0 {
-            return Ok(false);
+            return Ok(given_up);
         }
         self.flush().map(|()| true)
     }

@@ -10,11 +10,11 @@ use crate::embedded::backing::Backing;
 use crate::embedded::claims::Claims;
 use crate::embedded::options::EmbeddedOptions;
 use crate::embedded::volume::ThinVolume;
-use crate::embedded::{committer, reclaim};
+use crate::embedded::{committer, reclaim, view};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{Exporter, Orphan};
 use crate::meta::Metadata;
-use crate::status::{ChangedRange, DeviceUsage, PoolStatus, Space};
+use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolStatus, Space};
 use crate::thin_pool::{Access, ThinPool};
 use crate::units::{ByteCount, DeviceId, METADATA_BLOCK_SIZE, METADATA_BLOCKS_MAX};
 
@@ -370,6 +370,14 @@ impl ThinPool for EmbeddedPool {
         self.backing.room_below();
         self.backing.leave_out_of_space();
         Ok(())
+    }
+
+    fn begin_view(&self) -> Result<MetadataView> {
+        view::begin(&self.backing).map_err(|e| e.doing("view the metadata"))
+    }
+
+    fn end_view(&self, number: u64) -> Result<bool> {
+        Ok(self.backing.metadata()?.end_view(number))
     }
 }
 

@@ -10,6 +10,7 @@ mod plan;
 mod reclaim;
 mod table;
 mod unmap;
+mod view;
 mod volume;
 mod write;
 

@@ -14,6 +14,7 @@ pub use mapping::Mapping;
 pub(crate) use node::{Node, Value, entries_max};
 pub(crate) use space_map::{
     Bitmap, ENTRIES_PER_BITMAP, INDEX_ENTRIES_MAX, IndexEntry, OVERFLOW, SpaceMapRoot, decode_index, encode_index,
+    index_sequence,
 };
 pub(crate) use superblock::{FLAG_NEEDS_CHECK, SUPERBLOCK, Superblock};
 pub(crate) use tree_kind::TreeKind;

@@ -17,6 +17,8 @@ pub(crate) const INDEX_ENTRIES_MAX: usize = 255;
 pub(crate) const OVERFLOW: u8 = 3;
 
 const HEADER: usize = 16;
+/// Where the index block has its padding.
+const SEQUENCE: usize = 4;
 
 /// The counts of one bitmap block, an entry a byte, each 0..=3.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,10 +94,17 @@ pub(crate) fn decode_index(number: MetaBlock, block: &Block, wanted: usize) -> R
     Ok(block[HEADER..].chunks_exact(IndexEntry::SIZE).take(wanted).map(IndexEntry::load).collect())
 }
 
+/// How many commits came before, in the four bytes that dm-thin leaves as padding; 0 in what others wrote. Nothing
+/// but a search for the newest state after the loss of the superblock looks at it.
+pub(crate) fn index_sequence(block: &Block) -> u32 {
+    u32_at(block, SEQUENCE)
+}
+
 /// A sealed index block of at most 255 entries.
-pub(crate) fn encode_index(number: MetaBlock, entries: &[IndexEntry]) -> Box<Block> {
+pub(crate) fn encode_index(number: MetaBlock, entries: &[IndexEntry], sequence: u32) -> Box<Block> {
     assert!(entries.len() <= INDEX_ENTRIES_MAX, "the size of the metadata is bounded at open and at growth");
     let mut block = zeroed_block();
+    put_u32(&mut block[..], SEQUENCE, sequence);
     for (bytes, entry) in block[HEADER..].chunks_exact_mut(IndexEntry::SIZE).zip(entries) {
         entry.store(bytes);
     }
@@ -143,7 +152,7 @@ impl SpaceMapRoot {
 
 #[cfg(test)]
 mod tests {
-    use super::{Bitmap, ENTRIES_PER_BITMAP, IndexEntry, decode_index, encode_index};
+    use super::{Bitmap, ENTRIES_PER_BITMAP, IndexEntry, decode_index, encode_index, index_sequence};
     use crate::units::MetaBlock;
 
     #[test]
@@ -174,7 +183,8 @@ mod tests {
     #[test]
     fn an_index_block_keeps_its_entries() {
         let entries = [IndexEntry { block: 36, nr_free: 16_309, none_free_before: 1 }, IndexEntry::default()];
-        let block = encode_index(MetaBlock(42), &entries);
+        let block = encode_index(MetaBlock(42), &entries, 9);
+        assert_eq!(index_sequence(&block), 9);
         assert_eq!(block[16..32], [36, 0, 0, 0, 0, 0, 0, 0, 0xb5, 0x3f, 0, 0, 1, 0, 0, 0]);
         assert_eq!(decode_index(MetaBlock(42), &block, 2).unwrap(), entries);
         assert!(decode_index(MetaBlock(42), &block, 256).is_err());

@@ -20,7 +20,7 @@ use crate::host::protocol::{
     ANSWER_MAX, Answer, Call, HostInfo, Outcome, REQUEST_MAX, Reception, Request, StopOutcome, VERSION, broken, hello,
     open_welcome, receive, receive_frame, send, send_frame,
 };
-use crate::status::{ChangedRange, DeviceUsage, PoolStatus};
+use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolStatus};
 use crate::thin_pool::{Access, ThinPool};
 use crate::units::{ByteCount, DeviceId};
 
@@ -327,5 +327,19 @@ impl ThinPool for HostClient {
 
     fn grow(&self, data: Option<ByteCount>, metadata: Option<ByteCount>) -> Result<()> {
         self.done("grow the pool", &Call::Grow { data, metadata })
+    }
+
+    fn begin_view(&self) -> Result<MetadataView> {
+        match self.call("view the metadata", &Call::BeginView)? {
+            Answer::View(view) => Ok(view),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn end_view(&self, number: u64) -> Result<bool> {
+        match self.call("end a view of the metadata", &Call::EndView(number))? {
+            Answer::Whole(whole) => Ok(whole),
+            other => Err(unexpected(&other)),
+        }
     }
 }

@@ -13,12 +13,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind};
-use crate::status::{ChangedRange, DeviceUsage, PoolStatus};
+use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolStatus};
 use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
 
 /// Changes with every change of a type below.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// The first bytes of a hello.
 const MAGIC: [u8; 8] = *b"thinpool";
 /// Most bytes in a request: the largest has two sizes in it.
@@ -113,6 +113,8 @@ pub(super) enum Call {
     Status,
     SetTransactionId { from: u64, to: u64 },
     Grow { data: Option<ByteCount>, metadata: Option<ByteCount> },
+    BeginView,
+    EndView(u64),
 }
 
 /// The value that a call gives back.
@@ -127,6 +129,8 @@ pub(super) enum Answer {
     Devices(Vec<DeviceId>),
     Status(PoolStatus),
     Stop(StopOutcome),
+    View(MetadataView),
+    Whole(bool),
 }
 
 /// An error on its way to another process: the kind to match on and the text with its causes.

@@ -25,7 +25,7 @@ use nix::unistd::setsid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{Exporter, keep_resident};
 use crate::host::protocol::{
-    REQUEST_MAX, Reception, StopOutcome, receive, receive_frame, send, send_frame, version_of_hello, welcome,
+    Answer, REQUEST_MAX, Reception, StopOutcome, receive, receive_frame, send, send_frame, version_of_hello, welcome,
 };
 use crate::host::readiness::Readiness;
 use crate::host::service::Service;
@@ -332,8 +332,26 @@ fn converse(service: &Service, stream: &UnixStream, crowded: bool) -> io::Result
     };
     // A client of another version reads our version in it and leaves.
     send_frame(&mut stream, &welcome(&reception)?)?;
+    // A view lives as long as the connection that asked for it: a reader that dies leaves none behind.
+    let mut views = Views { service, numbers: Vec::new() };
     while let Some(request) = receive(&mut stream, REQUEST_MAX)? {
-        send(&mut stream, &service.answer(request))?;
+        let outcome = service.answer(request);
+        if let Ok(Answer::View(view)) = &outcome {
+            views.numbers.push(view.number);
+        }
+        send(&mut stream, &outcome)?;
     }
     Ok(())
+}
+
+/// Views of the metadata that were begun on one connection.
+struct Views<'a> {
+    service: &'a Service,
+    numbers: Vec<u64>,
+}
+
+impl Drop for Views<'_> {
+    fn drop(&mut self) {
+        self.numbers.iter().for_each(|&number| self.service.end_view(number));
+    }
 }

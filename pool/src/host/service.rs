@@ -86,6 +86,13 @@ impl Service {
         self.exporter.shutdown()
     }
 
+    /// Ends a view whose reader has gone.
+    pub(super) fn end_view(&self, number: u64) {
+        if let Err(error) = self.pool.end_view(number) {
+            tracing::warn!("end a view of the metadata: {error}");
+        }
+    }
+
     pub(super) fn answer(&self, request: Request) -> Outcome {
         let result = match request {
             Request::StopIfIdle => self.stop_if_idle().map(Answer::Stop),
@@ -118,5 +125,7 @@ fn perform(pool: &dyn ThinPool, call: Call) -> Result<Answer> {
         Call::Status => Answer::Status(pool.status()?),
         Call::SetTransactionId { from, to } => pool.set_transaction_id(from, to).map(|()| Answer::Done)?,
         Call::Grow { data, metadata } => pool.grow(data, metadata).map(|()| Answer::Done)?,
+        Call::BeginView => Answer::View(pool.begin_view()?),
+        Call::EndView(number) => Answer::Whole(pool.end_view(number)?),
     })
 }

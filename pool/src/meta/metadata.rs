@@ -111,6 +111,10 @@ pub struct Metadata {
     pub(in crate::meta) details_changed: BTreeSet<DeviceId>,
     pub(in crate::meta) data_index: Vec<IndexEntry>,
     pub(in crate::meta) metadata_index: Vec<IndexEntry>,
+    /// Commits so far, as far as the index block tells; 0 in a pool that others wrote.
+    pub(in crate::meta) sequence: u32,
+    /// Readers beside the pool, by number.
+    pub(in crate::meta) views: BTreeSet<u64>,
     /// True if something changed since the last freeze.
     pub(in crate::meta) changed: bool,
     /// True while a generation is on its way to the disk.
@@ -135,6 +139,8 @@ impl Metadata {
             details_changed: BTreeSet::new(),
             data_index: Vec::new(),
             metadata_index: Vec::new(),
+            sequence: 0,
+            views: BTreeSet::new(),
             changed: false,
             frozen: false,
             torn: None,

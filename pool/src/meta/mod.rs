@@ -13,6 +13,7 @@ mod room;
 mod space_map;
 mod transaction;
 mod usage;
+mod views;
 
 #[cfg(test)]
 mod tests;
@@ -20,3 +21,4 @@ mod tests;
 pub use crate::format::DeviceDetails;
 pub use commit::Frozen;
 pub use metadata::{DataRun, FormatOptions, MappedRun, Metadata, OpenMode, SpaceCounts};
+pub(crate) use views::check_superblock;

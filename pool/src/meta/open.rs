@@ -10,6 +10,7 @@ use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
     Bitmap, DeviceDetails, IndexEntry, OVERFLOW, SUPERBLOCK, SpaceMapRoot, Superblock, TreeKind, decode_index,
+    index_sequence,
 };
 use crate::meta::bitset::Bitset;
 use crate::meta::btree::{ALL_KEYS, Flow, walk};
@@ -38,12 +39,13 @@ fn read_pool(device: Arc<dyn BlockDevice>, mode: OpenMode) -> Result<Metadata> {
     let metadata_map = superblock.metadata_map;
     let empty = Counts::new("data", 0);
     let mut transaction = Transaction::new(Arc::clone(&device), Counts::new("metadata", metadata_map.nr_blocks), empty);
-    let metadata_index = load_metadata_counts(&mut transaction, metadata_map)?;
+    let (metadata_index, sequence) = load_metadata_counts(&mut transaction, metadata_map)?;
     check_counted(&transaction, &superblock, &metadata_index)?;
     let data_index = load_data_counts(&mut transaction, superblock.data_map)?;
 
     let mut metadata = Metadata::assemble(superblock, block_size, mode, transaction);
     metadata.metadata_index = metadata_index;
+    metadata.sequence = sequence;
     metadata.data_index = data_index;
     load_devices(&mut metadata)?;
     Ok(metadata)
@@ -140,10 +142,11 @@ fn overflow_entries(transaction: &Transaction, kind: TreeKind, root: u64, counts
     Ok(entries)
 }
 
-fn load_metadata_counts(transaction: &mut Transaction, map: SpaceMapRoot) -> Result<Vec<IndexEntry>> {
+fn load_metadata_counts(transaction: &mut Transaction, map: SpaceMapRoot) -> Result<(Vec<IndexEntry>, u32)> {
     let index_block = MetaBlock(map.bitmap_root);
     let bitmaps = transaction.metadata.bitmaps();
-    let index = decode_index(index_block, &*read_block(transaction.device(), index_block)?, bitmaps)?;
+    let block = read_block(transaction.device(), index_block)?;
+    let index = decode_index(index_block, &block, bitmaps)?;
     for (number, &entry) in index.iter().enumerate() {
         let bitmap = read_bitmap(transaction, entry)
             .map_err(|e| e.doing(format_args!("metadata index {index_block}: entry {number}")))?;
@@ -153,7 +156,7 @@ fn load_metadata_counts(transaction: &mut Transaction, map: SpaceMapRoot) -> Res
     for (block, count) in entries {
         transaction.metadata.load(block, count);
     }
-    Ok(index)
+    Ok((index, index_sequence(&block)))
 }
 
 /// Everything that the superblock and the metadata index name must be counted as used.

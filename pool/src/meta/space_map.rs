@@ -82,7 +82,8 @@ impl Metadata {
             sealed.push((location, Bitmap::encode(location, counts)));
             self.metadata_index[bitmap] = IndexEntry { block: location.0, nr_free, none_free_before };
         }
-        sealed.push((index_block, encode_index(index_block, &self.metadata_index)));
+        self.sequence = self.sequence.wrapping_add(1);
+        sealed.push((index_block, encode_index(index_block, &self.metadata_index, self.sequence)));
         self.superblock.metadata_map.bitmap_root = index_block.0;
         self.superblock.metadata_map.nr_blocks = self.transaction.metadata.total();
         self.superblock.metadata_map.nr_allocated = self.transaction.metadata.used();

@@ -27,6 +27,8 @@ pub(crate) struct Transaction {
     frozen: BlockMap<Arc<Node>>,
     /// Behind a cell because a look-up changes nothing but what is remembered.
     cache: RefCell<NodeCache>,
+    /// Freed and durable, but not handed out again while somebody reads beside the pool; `None`: nobody does.
+    kept: Option<Vec<u64>>,
 }
 
 /// Reads one metadata block. Errors: `Corrupt` beyond the device, `Io`.
@@ -54,6 +56,7 @@ impl Transaction {
             private: BlockMap::default(),
             frozen: BlockMap::default(),
             cache: RefCell::default(),
+            kept: None,
         }
     }
 
@@ -187,6 +190,17 @@ impl Transaction {
         self.metadata.dec(block.0)
     }
 
+    /// From here on freed metadata blocks are kept back, or no longer. True if some came free.
+    pub(crate) fn keep_freed(&mut self, keep: bool) -> bool {
+        if keep {
+            self.kept.get_or_insert_default();
+            return false;
+        }
+        let kept = self.kept.take().unwrap_or_default();
+        kept.iter().for_each(|&block| self.metadata.release(block));
+        !kept.is_empty()
+    }
+
     /// Closes the generation: its nodes can no longer be written. Returns them by location.
     pub(crate) fn freeze(&mut self) -> Vec<(MetaBlock, Arc<Node>)> {
         debug_assert!(self.frozen.is_empty(), "one generation is frozen at a time");
@@ -206,8 +220,10 @@ impl Transaction {
                 cache.insert(block, node);
             }
         }
-        for block in self.metadata.take_frozen_freed() {
-            self.metadata.release(block);
+        let free = self.metadata.take_frozen_freed();
+        match &mut self.kept {
+            Some(kept) => kept.extend(free),
+            None => free.into_iter().for_each(|block| self.metadata.release(block)),
         }
         let mut freed = self.data.take_frozen_freed();
         freed.sort_unstable();
