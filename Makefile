@@ -10,10 +10,11 @@ DESTDIR ?=
 BUILD_PACKAGES = gcc libc6-dev libclang-dev pkg-config
 RUN_PACKAGES = e2fsprogs mount util-linux xfsprogs
 QUICKSTART_PACKAGES = $(RUN_PACKAGES) debootstrap procps python3 skopeo umoci
-TEST_PACKAGES = $(QUICKSTART_PACKAGES) attr busybox-static fio libcap2-bin libseccomp2 thin-provisioning-tools
+FUZZ_PACKAGES = g++ util-linux
+TEST_PACKAGES = $(QUICKSTART_PACKAGES) $(FUZZ_PACKAGES) attr busybox-static fio libcap2-bin libseccomp2 thin-provisioning-tools
 BENCH_PACKAGES = $(RUN_PACKAGES) fio python3 qemu-utils
 
-.PHONY: build quickstart test lint fmt bench bench-quick deny install clean
+.PHONY: build quickstart test lint fmt fuzz bench bench-quick deny install clean
 
 build:
 	@tests/install-missing.sh $(BUILD_PACKAGES)
@@ -29,6 +30,7 @@ test: lint
 	@tests/install-missing.sh $(TEST_PACKAGES)
 	@tests/fetch-deb.sh trixie thin-provisioning-tools $(CACHE)/thin-tools-1.1
 	@tests/leftovers.sh $(CARGO) test --workspace --no-fail-fast -- --show-output
+	@tests/leftovers.sh tests/fuzz/run.sh 10
 
 # Tests may unwrap; they share support modules of which each program uses a part.
 TEST_LINTS = -A clippy::unwrap_used -A dead_code -A unreachable_pub -A unused_imports
@@ -40,6 +42,12 @@ lint:
 
 fmt:
 	$(CARGO) fmt --all
+
+# What strangers can send, tried for a long time: FUZZ_SECONDS for each of the targets in FUZZ_TARGETS (all).
+FUZZ_SECONDS ?= 600
+fuzz:
+	@tests/install-missing.sh $(BUILD_PACKAGES) $(FUZZ_PACKAGES)
+	@tests/leftovers.sh tests/fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 # Writes docs/benchmarks.md from its own measurements; about 20 minutes, bench-quick about 5.
 bench: build

@@ -105,7 +105,7 @@ fn no_file_is_named_after_a_drawer() {
 /// Files that cargo builds by themselves: crate roots, tests, benches, examples, build scripts.
 fn crate_roots() -> Vec<PathBuf> {
     let mut roots: Vec<PathBuf> = Vec::new();
-    for package in ["", "pool/"] {
+    for package in ["", "pool/", "tests/fuzz/"] {
         for file in ["src/lib.rs", "src/main.rs", "build.rs"] {
             roots.push(PathBuf::from(format!("{package}{file}")));
         }

@@ -8,6 +8,7 @@ mod docker;
 mod files;
 mod images;
 mod import;
+mod inspect;
 mod layer;
 mod limits;
 mod oci;
@@ -19,6 +20,7 @@ mod tar;
 
 pub(crate) use images::image_record;
 pub use images::{Images, ImportRequest, Imported, Removed};
+pub use inspect::{Inspected, InspectedLayer, inspect};
 pub use layer::{AppliedLayer, apply_layer};
 pub use limits::Limits;
 pub use platform::Platform;

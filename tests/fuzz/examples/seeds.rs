@@ -1,0 +1,20 @@
+//! Writes seeds that are made, not kept: `seeds DIR` puts a folder for each target there.
+
+#[path = "../../support/archive.rs"]
+#[expect(dead_code, clippy::unwrap_used, reason = "written for tests, which write archives in more ways")]
+mod archive;
+#[path = "../../support/archive_hostile.rs"]
+#[expect(dead_code, reason = "what comes of an archive is for tests")]
+mod archive_hostile;
+#[path = "../made_seeds.rs"]
+mod made_seeds;
+
+use std::path::PathBuf;
+
+fn main() {
+    let Some(top) = std::env::args_os().nth(1).map(PathBuf::from) else {
+        eprintln!("usage: seeds DIR");
+        std::process::exit(2);
+    };
+    made_seeds::write_all(&top);
+}

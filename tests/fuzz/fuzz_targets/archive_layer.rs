@@ -1,0 +1,4 @@
+//! Runs `archive_layer` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| thinsnap_fuzz::archive_layer(bytes));

@@ -1,0 +1,4 @@
+//! Runs `host_requests` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| thinsnap_fuzz::host_requests(bytes));

@@ -1,0 +1,4 @@
+//! Runs `snapshot_messages` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| thinsnap_fuzz::snapshot_messages(bytes));

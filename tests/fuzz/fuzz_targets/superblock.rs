@@ -1,0 +1,4 @@
+//! Runs `superblock` under libFuzzer.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| thinsnap_fuzz::superblock(bytes));
