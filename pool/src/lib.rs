@@ -13,7 +13,7 @@ mod thin_pool;
 mod units;
 
 pub use check::{DumpSource, Finding, Progress, Report, Severity, ViewDevice, audit, dump};
-pub use device::{BlockDevice, CutImage, FileDevice, MemoryDevice, PowerCutDevice, PowerSupply};
+pub use device::{BlockDevice, Cut, DiskImage, FileDevice, MemoryDevice, Piece, PowerCutDevice, PowerSupply};
 pub use embedded::{EmbeddedOptions, EmbeddedPool};
 pub use error::{Error, ErrorKind, Result};
 pub use export::{

@@ -40,6 +40,10 @@ pub(crate) fn advance(pool: &dyn ThinPool, store: &Store) -> Result<()> {
     let copy = store.read()?.transaction_id()?.unwrap_or(0);
     let at = pool.status()?.transaction_id;
     compare(at, copy)?;
+    if at > copy {
+        // The last move died between the two: the pool must not get two ahead, however often that happens.
+        store.write(move |txn| txn.set_transaction_id(at))?;
+    }
     match pool.set_transaction_id(at, at + 1) {
         Ok(()) => {}
         // A pool that takes no changes makes none that the tripwire could miss.

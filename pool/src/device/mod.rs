@@ -2,6 +2,7 @@
 mod block_device;
 mod buffer;
 mod file;
+mod image;
 mod memory;
 mod power_cut;
 mod sys;
@@ -10,5 +11,6 @@ pub use block_device::BlockDevice;
 pub(crate) use block_device::check_range;
 pub(crate) use buffer::AlignedBuffer;
 pub use file::FileDevice;
+pub use image::DiskImage;
 pub use memory::MemoryDevice;
-pub use power_cut::{CutImage, PowerCutDevice, PowerSupply};
+pub use power_cut::{Cut, Piece, PowerCutDevice, PowerSupply};

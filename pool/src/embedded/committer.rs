@@ -3,7 +3,7 @@
 //! Flushes that arrive while a round runs share the next one, however many they are. A change that nobody
 //! flushes is committed at most [`COMMIT_PERIOD`] later.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,8 @@ pub(super) struct Commits {
     ended: Condvar,
     /// True from the first change after a round began: keeps the mutex out of every later one.
     noted: AtomicBool,
+    /// Milliseconds that a change may wait instead of [`COMMIT_PERIOD`], once somebody said so.
+    period_ms: AtomicU64,
 }
 
 impl Commits {
@@ -66,6 +68,18 @@ impl Commits {
         }
     }
 
+    /// Changes how long a change may wait for its commit.
+    pub(super) fn set_period(&self, period: Duration) {
+        self.period_ms.store(u64::try_from(period.as_millis()).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
+    }
+
+    fn period(&self) -> Duration {
+        match self.period_ms.load(Ordering::Relaxed) {
+            0 => COMMIT_PERIOD,
+            told => Duration::from_millis(told),
+        }
+    }
+
     /// Asks the committer to end after a last round.
     pub(super) fn stop(&self) {
         self.lock().stop = true;
@@ -82,7 +96,7 @@ impl Commits {
         let mut rounds = self.lock();
         loop {
             let flush = rounds.wanted > rounds.ended;
-            let due = rounds.changed_at.map(|at| at + COMMIT_PERIOD);
+            let due = rounds.changed_at.map(|at| at + self.period());
             let now = Instant::now();
             if rounds.stop && !flush && due.is_none() {
                 return None;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::device::BlockDevice;
 use crate::embedded::backing::Backing;
@@ -128,6 +129,16 @@ impl EmbeddedPool {
         self.exporter.adopt(id, Arc::clone(&volume) as _).map_err(doing)?;
         lock(&self.active).insert(id, Active { volume, leaving: orphan.leaving });
         Ok(())
+    }
+
+    /// Changes how long a change that nobody flushes may wait for its commit: a second, unless this says otherwise.
+    pub fn set_commit_period(&self, period: Duration) {
+        self.backing.commits.set_period(period);
+    }
+
+    /// Returns when the blocks that durable commits freed are emptied and can be handed out again.
+    pub fn settle(&self) {
+        self.backing.reclaim.wait_idle();
     }
 
     /// Detaches all devices, commits, and ends the pool's threads. Errors: `InUse` if a device is open

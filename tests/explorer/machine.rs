@@ -1,0 +1,116 @@
+//! A machine that runs: engine, store and snapshotter on recorded disks.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use thinsnap::config::{Profile, SnapshotterConfig};
+use thinsnap::snapshot::{FsType, Name, Space};
+use thinsnap::snapshotter::{Parts, Snapshotter};
+use thinsnap::store::Store;
+use thinsnap_pool::{
+    BlockDevice, BlockSize, ByteCount, DiskImage, EmbeddedPool, FormatOptions, MemoryDevice, Metadata, OpenMode,
+    PowerSupply, ThinPool,
+};
+
+use crate::direct_exporter::DirectExporter;
+use crate::disks::Disks;
+use crate::files::Files;
+use crate::model::{Model, SharedModel};
+use crate::tokens::{BLOCK, FOREIGN, index};
+use crate::watched::WatchedPool;
+
+/// Size of a snapshot's file system.
+pub(crate) const SNAPSHOT_SIZE: ByteCount = ByteCount(16 << 20);
+/// No commit comes by the clock, so that a story is the same however fast it is told.
+const NO_CLOCK: Duration = Duration::from_secs(100_000);
+
+pub(crate) fn space() -> Space {
+    Space::new("s").unwrap()
+}
+
+pub(crate) fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+/// Disks of a new machine: a pool of `data_blocks`, and a store without a byte.
+pub(crate) fn new_disks(data_blocks: u64) -> Vec<DiskImage> {
+    let metadata = MemoryDevice::new(2 << 20);
+    let options =
+        FormatOptions { block_size: BlockSize::DEFAULT, data_blocks, metadata_blocks: 512, identity: [7; 16] };
+    Metadata::format(&metadata, &options).unwrap();
+    let data = vec![FOREIGN; index(data_blocks * BLOCK)];
+    vec![data.into(), metadata.to_bytes().into(), DiskImage::default()]
+}
+
+/// Opens the engine. Errors are findings.
+pub(crate) fn open_engine(disks: &Disks, exporter: &Arc<DirectExporter>) -> Result<Arc<EmbeddedPool>, String> {
+    let device: Arc<dyn BlockDevice> = disks.metadata.clone();
+    let metadata = Metadata::open(device.clone(), OpenMode::ReadWrite).map_err(|e| e.to_string())?;
+    let engine =
+        EmbeddedPool::new(metadata, device, disks.data.clone(), exporter.clone() as _).map_err(|e| e.to_string())?;
+    engine.set_commit_period(NO_CLOCK);
+    Ok(Arc::new(engine))
+}
+
+/// The store and the snapshotter over it.
+pub(crate) struct Service {
+    pub(crate) store: Store,
+    pub(crate) snapshotter: Arc<Snapshotter>,
+}
+
+impl Service {
+    pub(crate) fn open(disks: &Disks, pool: Arc<dyn ThinPool>, files: Arc<Files>) -> Result<Self, String> {
+        let store = Store::with_backend(disks.for_redb()).map_err(|e| e.to_string())?;
+        let config = SnapshotterConfig {
+            profiles: BTreeMap::new(),
+            default_profile: Profile { fs: FsType::Ext4, size: SNAPSHOT_SIZE },
+            data_floor: ByteCount(0),
+            metadata_floor: ByteCount(0),
+            work_dir: PathBuf::from("/nonexistent"),
+        };
+        let parts = Parts { filesystems: files, reclaim_threads: 0 };
+        let snapshotter = Snapshotter::open_with(pool, store.clone(), config, parts).map_err(|e| e.to_string())?;
+        Ok(Self { store, snapshotter })
+    }
+}
+
+/// A machine on which a story is told.
+pub(crate) struct Machine {
+    pub(crate) disks: Disks,
+    pub(crate) pool: Arc<WatchedPool>,
+    pub(crate) files: Arc<Files>,
+    pub(crate) model: SharedModel,
+    pub(crate) service: Option<Service>,
+}
+
+impl Machine {
+    /// A new machine whose store, if it has one, was made before the recording.
+    pub(crate) fn new(data_blocks: u64, with_service: bool) -> Self {
+        let mut images = new_disks(data_blocks);
+        if with_service {
+            let making = Disks::new(images.clone());
+            drop(Store::with_backend(making.for_redb()).unwrap());
+            images = making.supply.now();
+        }
+        let disks = Disks::new(images);
+        let exporter = DirectExporter::new();
+        let engine = open_engine(&disks, &exporter).unwrap();
+        let model: SharedModel = Arc::new(Mutex::new(Model::new(disks.supply.clone(), data_blocks)));
+        let files = Arc::new(Files::new(exporter.clone(), Some(model.clone())));
+        let pool = Arc::new(WatchedPool { engine, model: model.clone(), files: files.clone() });
+        let service = with_service.then(|| Service::open(&disks, pool.clone(), files.clone()).unwrap());
+        Self { disks, pool, files, model, service }
+    }
+
+    pub(crate) fn supply(&self) -> &Arc<PowerSupply> {
+        &self.disks.supply
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.files.unmount_all();
+    }
+}
