@@ -146,6 +146,7 @@ impl From<thinsnap_pool::Error> for Error {
             Pool::InUse => ErrorKind::InUse,
             Pool::OutOfDataSpace | Pool::OutOfMetadataSpace => ErrorKind::NoSpace,
             Pool::ReadOnly | Pool::NeedsCheck => ErrorKind::ReadOnly,
+            Pool::DoubtfulLog => ErrorKind::Corrupt,
             Pool::Corrupt => ErrorKind::Corrupt,
             Pool::Unsupported => ErrorKind::Unsupported,
             Pool::Denied => ErrorKind::Denied,

@@ -33,6 +33,8 @@ pub enum ErrorKind {
     Unavailable,
     /// The layer below reported an I/O error.
     Io,
+    /// The log of acknowledged changes cannot be believed, or does not fit the metadata.
+    DoubtfulLog,
 }
 
 impl ErrorKind {
@@ -61,6 +63,10 @@ impl ErrorKind {
             Self::Invalid => "see --help for the values that are accepted",
             Self::Unavailable => {
                 "start the service again (thinsnap serve); mounted containers are not disturbed by that"
+            }
+            Self::DoubtfulLog => {
+                "nothing was changed; find out what touched the pool or the log. To give up the writes that it holds: \
+                 `thinsnap pool discard-intent-log`, then check the file systems that were mounted"
             }
             Self::Io => "look at the kernel log (dmesg) for the device below, then run `thinsnap pool check`",
         }

@@ -14,7 +14,10 @@ mod units;
 
 pub use check::{DumpSource, Finding, Progress, Report, Severity, ViewDevice, audit, dump};
 pub use device::{BlockDevice, Cut, DiskImage, FileDevice, MemoryDevice, Piece, PowerCutDevice, PowerSupply};
-pub use embedded::{EmbeddedOptions, EmbeddedPool};
+pub use embedded::{
+    EmbeddedOptions, EmbeddedPool, IntentChange, IntentEpoch, IntentHeader, IntentLogContent, IntentLogState,
+    discard_intent_log, intent_log_state, parse_intent_log,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use export::{
     DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, FuseExporter, FuseOptions, Orphan, Volume,
@@ -23,7 +26,9 @@ pub use format::Mapping;
 pub use host::{
     ConnectOptions, HostClient, HostInfo, HostOptions, SpawnOptions, StopOutcome, connect_or_spawn, run as run_host,
 };
-pub use meta::{DataRun, DeviceDetails, FormatOptions, Frozen, MappedRun, Metadata, OpenMode, SpaceCounts};
+pub use meta::{
+    DataRun, DeviceDetails, FormatOptions, Frozen, MappedRun, Metadata, OpenMode, SpaceCounts, superblock_fingerprint,
+};
 pub use open::{CreateOptions, PoolPaths, create, open_embedded};
 pub use status::{ChangedRange, DeviceUsage, MetadataView, PoolMode, PoolStatus, Space};
 pub use thin_pool::{Access, ThinPool};

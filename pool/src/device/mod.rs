@@ -5,6 +5,7 @@ mod file;
 mod image;
 mod memory;
 mod power_cut;
+mod shared_words;
 mod sys;
 
 pub use block_device::BlockDevice;
@@ -14,3 +15,6 @@ pub use file::FileDevice;
 pub use image::DiskImage;
 pub use memory::MemoryDevice;
 pub use power_cut::{Cut, Piece, PowerCutDevice, PowerSupply};
+#[cfg(test)]
+pub(crate) use shared_words::trace;
+pub(crate) use shared_words::{SharedFile, SharedWords};

@@ -2,7 +2,12 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 mod ioctls {
     // Numbers from linux/fs.h: group 0x12, no size encoded except in BLKGETSIZE64.
@@ -57,4 +62,42 @@ pub(super) fn direct_alignment(file: &File) -> Option<usize> {
         return None;
     }
     usize::try_from(stat.stx_dio_offset_align.max(stat.stx_dio_mem_align)).ok().filter(|&align| align > 0)
+}
+
+/// A file mapped for reading and writing, shared with its other users; unmapped when dropped.
+pub(super) struct Mapping {
+    start: NonNull<AtomicU64>,
+    words: usize,
+}
+
+// SAFETY: the mapping is memory of this process until it is dropped, and all access to it is atomic.
+unsafe impl Send for Mapping {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Mapping {}
+
+/// Maps the first `words` 64-bit words of a file, every page of it at once. The caller has made sure that the file is
+/// that long, and lets nobody make it shorter: access beyond its end would kill the process.
+pub(super) fn map_shared(file: &File, words: usize) -> io::Result<Mapping> {
+    let len = NonZeroUsize::new(words * 8).ok_or(io::ErrorKind::InvalidInput)?;
+    let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: the kernel chooses an address range that nothing else uses, and the descriptor is open for the call.
+    let start = unsafe { mmap(None, len, prot, MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE, file, 0) }?;
+    Ok(Mapping { start: start.cast(), words })
+}
+
+impl Mapping {
+    pub(super) fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the range was mapped for reading and writing with this length, at a page's alignment, and stays
+        // so as long as `self`; every value of its bytes is an `AtomicU64`, and nothing here accesses it otherwise.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.words) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `map_shared`, and no reference into it outlives `self`.
+        if let Err(errno) = unsafe { munmap(self.start.cast(), self.words * 8) } {
+            tracing::error!("unmap {} bytes: {errno}", self.words * 8);
+        }
+    }
 }

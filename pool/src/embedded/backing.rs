@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::device::BlockDevice;
 use crate::embedded::committer::Commits;
+use crate::embedded::ledger::Ledger;
 use crate::embedded::mode::Mode;
 use crate::embedded::reclaim::Reclaim;
 use crate::error::{Error, ErrorKind, Result};
@@ -23,13 +24,13 @@ pub(super) struct Backing {
     pub(super) mode: Mode,
     pub(super) commits: Commits,
     pub(super) reclaim: Reclaim,
-    metadata: Mutex<Metadata>,
+    metadata: Mutex<Ledger>,
     /// The file system that holds a sparse data file is full, although the pool has free blocks.
     full_below: AtomicBool,
 }
 
 impl Backing {
-    pub(super) fn new(metadata: Metadata, metadata_device: Arc<dyn BlockDevice>, data: Arc<dyn BlockDevice>) -> Self {
+    pub(super) fn new(metadata: Ledger, metadata_device: Arc<dyn BlockDevice>, data: Arc<dyn BlockDevice>) -> Self {
         Self {
             data,
             metadata_device,
@@ -43,12 +44,27 @@ impl Backing {
     }
 
     /// The metadata, for tree edits only. Errors with `Io` once a thread has panicked in the middle of one.
-    pub(super) fn metadata(&self) -> Result<MutexGuard<'_, Metadata>> {
+    pub(super) fn metadata(&self) -> Result<MutexGuard<'_, Ledger>> {
         self.metadata.lock().map_err(|_| {
             let reason = "a thread panicked while it changed the metadata in memory; the disk holds the last commit";
             self.mode.change(PoolMode::Fail, reason);
             Error::new(ErrorKind::Io, reason)
         })
+    }
+
+    /// The metadata, with room for `records` more changes in the intent log, for which a commit is made if need
+    /// be. The caller may hold cells. Errors: those of `metadata`, and of the commit.
+    pub(super) fn metadata_for(&self, records: usize) -> Result<MutexGuard<'_, Ledger>> {
+        loop {
+            let metadata = self.metadata()?;
+            if metadata.has_room(records) {
+                return Ok(metadata);
+            }
+            drop(metadata);
+            // All records so far are in it. Others may be faster to use the room, but not for ever: each of them
+            // waits for room himself after a request or two.
+            self.flush()?;
+        }
     }
 
     /// Byte offset of a data block.
@@ -138,12 +154,12 @@ impl Backing {
 
     /// Changes the metadata; if there is no room for it, commits and tries once more. Errors: `ReadOnly`, `Io`,
     /// and what the change meets.
-    pub(super) fn change<T>(&self, mut change: impl FnMut(&mut Metadata) -> Result<T>) -> Result<T> {
+    pub(super) fn change<T>(&self, mut change: impl FnMut(&mut Ledger) -> Result<T>) -> Result<T> {
         self.mode.check_changes()?;
-        let first = change(&mut *self.metadata()?);
+        let first = change(&mut *self.metadata_for(1)?);
         match first {
             Err(e) if e.kind() == ErrorKind::OutOfMetadataSpace && self.make_metadata_room()? => {
-                change(&mut *self.metadata()?)
+                change(&mut *self.metadata_for(1)?)
             }
             done => done,
         }
@@ -177,11 +193,11 @@ impl Backing {
     ///
     /// The order is the whole crash argument:
     /// 1. The generation is closed under the mutex. Whatever it maps was written to the data device before
-    ///    it was mapped.
+    ///    it was mapped. The intent log learns of the superblock that comes.
     /// 2. The data device is flushed: no block that the new superblock maps can be older than its mapping.
     /// 3. Blocks of the generation, flush, superblock, flush: a cut before the last flush leaves the old
     ///    superblock, and nothing that it reaches was overwritten.
-    /// 4. Only then are the blocks that the generation freed emptied and handed out again: until then the
+    /// 4. Only then does the intent log drop what the older superblock lacks, and are the blocks that the generation freed emptied and handed out again: until then the
     ///    superblock on the disk still maps them.
     pub(super) fn commit(&self, flush: bool) -> Result<()> {
         self.mode.check_changes()?;

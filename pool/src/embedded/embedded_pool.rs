@@ -9,7 +9,9 @@ use std::time::Duration;
 use crate::device::BlockDevice;
 use crate::embedded::backing::Backing;
 use crate::embedded::claims::Claims;
+use crate::embedded::ledger::Ledger;
 use crate::embedded::options::EmbeddedOptions;
+use crate::embedded::replay::{Recovered, recover};
 use crate::embedded::volume::ThinVolume;
 use crate::embedded::{committer, reclaim, view};
 use crate::error::{Error, ErrorKind, Result};
@@ -61,18 +63,23 @@ impl EmbeddedPool {
     }
 
     /// As [`new`](Self::new), with an intent log if `options` name one; devices that a dead predecessor left on
-    /// `exporter` are served again.
+    /// `exporter` are served again, with all that it had acknowledged. Errors also: `DoubtfulLog`, `InUse`.
     pub fn with_options(
-        metadata: Metadata,
+        mut metadata: Metadata,
         metadata_device: Arc<dyn BlockDevice>,
         data: Arc<dyn BlockDevice>,
         exporter: Arc<dyn Exporter>,
-        _options: &EmbeddedOptions,
+        options: &EmbeddedOptions,
     ) -> Result<Self> {
         // A predecessor that was killed may have written its last superblock without the flush behind it: a
         // flush that the kernel asks for again would find nothing to commit, and blocks that only the
         // superblock before still maps would be handed out.
         metadata_device.flush().map_err(|e| e.doing("open the pool: make its superblock durable"))?;
+        let recovered = options
+            .intent_log
+            .as_ref()
+            .map(|path| recover(path, options.intent_log_records, &mut metadata, &*metadata_device, &*data));
+        let Recovered { log, freed } = recovered.transpose()?.unwrap_or_default();
         let blocks = metadata.data_space().total;
         let needed = blocks.saturating_mul(metadata.block_size().bytes());
         if data.size() < needed {
@@ -85,13 +92,17 @@ impl EmbeddedPool {
             ));
         }
         let pool = Self {
-            backing: Arc::new(Backing::new(metadata, metadata_device, data)),
+            backing: Arc::new(Backing::new(Ledger::new(metadata, log), metadata_device, data)),
             exporter,
             claims: Claims::default(),
             active: Mutex::default(),
             growing: Mutex::default(),
             threads: Mutex::default(),
         };
+        pool.backing.reclaim.push(freed);
+        if pool.backing.metadata()?.dirty() {
+            pool.backing.commits.note_change();
+        }
         let reclaimer = start("pool-reclaim", &pool.backing, reclaim::run)?;
         match start("pool-commit", &pool.backing, committer::run) {
             Ok(committer) => *lock(&pool.threads) = Some(Threads { committer, reclaimer }),
@@ -159,6 +170,19 @@ impl EmbeddedPool {
         self.backing.reclaim.stop();
         if committed.and(reclaimer.join()).is_err() {
             tracing::error!("a thread of the pool panicked");
+            return;
+        }
+        self.remove_log();
+    }
+
+    /// After the last commit: takes the intent log away. It stays as long as a device is shown, which somebody is
+    /// about to take over, and if the pool was not well.
+    fn remove_log(&self) {
+        if self.backing.mode.check_changes().is_err() || !self.exporter.attached().is_empty() {
+            return;
+        }
+        if let Err(e) = self.backing.metadata().and_then(|mut metadata| metadata.remove_log()) {
+            tracing::warn!("an empty intent log stays: {e}");
         }
     }
 

@@ -46,7 +46,7 @@ impl ThinVolume {
     }
 
     fn unmap_step(&self, first: u64, blocks: u64) -> Result<()> {
-        let mut metadata = self.backing.metadata()?;
+        let mut metadata = self.backing.metadata_for(1)?;
         let range = VirtualBlock(first)..VirtualBlock(first + blocks);
         let own = if self.counts_own() { self.count_own_in(&metadata, range.clone())? } else { 0 };
         let removed = metadata.remove_range(self.id, range);

@@ -197,7 +197,10 @@ impl ThinVolume {
     /// On an error the blocks mapped so far stay (their bytes are written), the others are given back.
     fn map(&self, targets: &[Target]) -> Result<()> {
         let runs = runs_of(targets);
-        let mut metadata = self.backing.metadata()?;
+        let mut metadata = self.backing.metadata_for(runs.len()).inspect_err(|_| {
+            let all: Vec<DataRun> = runs.iter().map(|(_, run)| *run).collect();
+            self.backing.abandon(&all);
+        })?;
         for (i, (start, run)) in runs.iter().enumerate() {
             if let Err(e) = metadata.insert(self.id, *start, *run) {
                 let rest: Vec<DataRun> = runs[i..].iter().map(|(_, run)| *run).collect();

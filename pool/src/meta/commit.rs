@@ -68,6 +68,12 @@ impl Frozen {
         device.flush().map_err(|e| e.doing("flush the superblock"))
     }
 
+    /// Tells the superblock of this generation from that of any other; see [`superblock_fingerprint`].
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        fingerprint(&self.superblock)
+    }
+
     /// Metadata blocks that the generation writes, the superblock included.
     #[must_use]
     pub fn block_count(&self) -> usize {
@@ -155,6 +161,21 @@ impl Metadata {
         write_run(device, SUPERBLOCK, &superblock.encode(SUPERBLOCK)[..]).map_err(|e| e.doing(doing))?;
         device.flush().map_err(|e| e.doing(doing))
     }
+}
+
+/// Which superblock stands on `device`: 64 bits of checksums over all that it says but its flags, so that one that was
+/// marked for a check since is still the same. Errors: `Corrupt`, `Io`.
+pub fn superblock_fingerprint(device: &dyn BlockDevice) -> Result<u64> {
+    let block = read_block(device, SUPERBLOCK)?;
+    Superblock::decode(SUPERBLOCK, &block)?;
+    Ok(fingerprint(&block))
+}
+
+fn fingerprint(superblock: &Block) -> u64 {
+    // Behind csum and flags; what means something ends with the first sector. Each commit gives the metadata index a
+    // new place, so a superblock differs from the one before and the one after.
+    let said = &superblock[8..512];
+    u64::from(crc32c::crc32c(said)) | u64::from(crc32fast::hash(said)) << 32
 }
 
 /// Errors with `Invalid` if `bytes` of metadata do not hold `blocks`.

@@ -119,6 +119,8 @@ pub struct Metadata {
     pub(in crate::meta) changed: bool,
     /// True while a generation is on its way to the disk.
     pub(in crate::meta) frozen: bool,
+    /// True while the reserve may be used for anything.
+    pub(in crate::meta) spends_reserve: bool,
     /// What went wrong in the middle of a change, if anything did.
     pub(in crate::meta) torn: Option<String>,
 }
@@ -143,6 +145,7 @@ impl Metadata {
             views: BTreeSet::new(),
             changed: false,
             frozen: false,
+            spends_reserve: false,
             torn: None,
         }
     }
@@ -220,6 +223,17 @@ impl Metadata {
     #[must_use]
     pub fn dirty(&self) -> bool {
         self.changed
+    }
+
+    /// True while a generation is on its way to the disk: from a freeze to `committed`.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
+    }
+
+    /// Lets every change use the reserve: for one who repeats changes that were possible before.
+    pub fn spend_reserve(&mut self, spend: bool) {
+        self.spends_reserve = spend;
     }
 
     /// Errors with `ReadOnly` if the pool was opened so or a change has failed half-way.

@@ -19,6 +19,6 @@ mod views;
 mod tests;
 
 pub use crate::format::DeviceDetails;
-pub use commit::Frozen;
+pub use commit::{Frozen, superblock_fingerprint};
 pub use metadata::{DataRun, FormatOptions, MappedRun, Metadata, OpenMode, SpaceCounts};
 pub(crate) use views::check_superblock;

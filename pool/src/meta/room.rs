@@ -149,8 +149,8 @@ impl Metadata {
     /// Errors with `OutOfMetadataSpace` unless `demand` and the commit after it are sure to find their blocks.
     pub(in crate::meta) fn check_room(&self, doing: &str, demand: &Demand, reserve: Reserve) -> Result<()> {
         let kept = match reserve {
-            Reserve::Keep => self.reserve(),
-            Reserve::Use => 0,
+            Reserve::Keep if !self.spends_reserve => self.reserve(),
+            Reserve::Keep | Reserve::Use => 0,
         };
         let wanted = demand.blocks + self.commit_worst_case(demand) + kept;
         let metadata = &self.transaction.metadata;

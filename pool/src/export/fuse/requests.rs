@@ -64,6 +64,7 @@ pub(super) fn errno_of(kind: ErrorKind) -> i32 {
         | ErrorKind::NeedsCheck
         | ErrorKind::Corrupt
         | ErrorKind::Unavailable
+        | ErrorKind::DoubtfulLog
         | ErrorKind::Io => libc::EIO,
     }
 }

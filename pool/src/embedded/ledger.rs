@@ -1,0 +1,105 @@
+//! The metadata and the log that keeps its uncommitted changes: changed together, under one mutex.
+//!
+//! What has to be recorded is a method here, of the same name as the one of [`Metadata`] that it stands in front of.
+
+use std::ops::{Deref, DerefMut, Range};
+
+use crate::embedded::intent_log::IntentLog;
+use crate::embedded::intent_record::IntentChange;
+use crate::error::Result;
+use crate::meta::{DataRun, Frozen, Metadata};
+use crate::units::{DeviceId, VirtualBlock};
+
+pub(super) struct Ledger {
+    metadata: Metadata,
+    log: Option<IntentLog>,
+}
+
+impl Ledger {
+    pub(super) fn new(metadata: Metadata, log: Option<IntentLog>) -> Self {
+        Self { metadata, log }
+    }
+
+    /// True if `records` more changes can be recorded before a commit.
+    pub(super) fn has_room(&self, records: usize) -> bool {
+        self.log.as_ref().is_none_or(|log| log.has_room(records))
+    }
+
+    /// As [`Metadata::insert`]; takes one record.
+    pub(super) fn insert(&mut self, device: DeviceId, start: VirtualBlock, run: DataRun) -> Result<()> {
+        self.metadata.insert(device, start, run)?;
+        if run.len > 0 {
+            self.record(&IntentChange::Map { device, start, run });
+        }
+        Ok(())
+    }
+
+    /// As [`Metadata::remove_range`]; takes one record.
+    pub(super) fn remove_range(&mut self, device: DeviceId, range: Range<VirtualBlock>) -> Result<u64> {
+        let Range { start, end } = range;
+        let removed = self.metadata.remove_range(device, start..end)?;
+        if removed > 0 {
+            self.record(&IntentChange::Unmap { device, start, len: end.0 - start.0, removed });
+        }
+        Ok(removed)
+    }
+
+    /// As [`Metadata::grow_data`]; takes one record: the new blocks may be mapped before they are committed.
+    pub(super) fn grow_data(&mut self, blocks: u64) -> Result<()> {
+        self.metadata.grow_data(blocks)?;
+        self.record(&IntentChange::GrowData { blocks });
+        Ok(())
+    }
+
+    /// As [`Metadata::grow_metadata`]; takes one record: what fits the larger space may not fit the smaller.
+    pub(super) fn grow_metadata(&mut self, blocks: u64) -> Result<()> {
+        self.metadata.grow_metadata(blocks)?;
+        self.record(&IntentChange::GrowMetadata { blocks });
+        Ok(())
+    }
+
+    /// As [`Metadata::freeze`]: the log knows of the new superblock before anybody can write it.
+    pub(super) fn freeze(&mut self) -> Result<Option<Frozen>> {
+        let frozen = self.metadata.freeze()?;
+        if let (Some(log), Some(frozen)) = (&mut self.log, &frozen) {
+            log.open_epoch(frozen.fingerprint());
+        }
+        Ok(frozen)
+    }
+
+    /// As [`Metadata::committed`]: the records that the superblock contains are not needed any more.
+    pub(super) fn committed(&mut self, frozen: Frozen) -> Vec<DataRun> {
+        if let Some(log) = &mut self.log {
+            log.drop_older_epoch();
+        }
+        self.metadata.committed(frozen)
+    }
+
+    /// Takes the log away, if all that it holds is committed.
+    pub(super) fn remove_log(&mut self) -> Result<()> {
+        if self.metadata.dirty() || self.metadata.is_frozen() {
+            return Ok(());
+        }
+        self.log.take().map_or(Ok(()), IntentLog::remove)
+    }
+
+    fn record(&mut self, change: &IntentChange) {
+        if let Some(log) = &mut self.log {
+            log.append(change);
+        }
+    }
+}
+
+impl Deref for Ledger {
+    type Target = Metadata;
+
+    fn deref(&self) -> &Metadata {
+        &self.metadata
+    }
+}
+
+impl DerefMut for Ledger {
+    fn deref_mut(&mut self) -> &mut Metadata {
+        &mut self.metadata
+    }
+}
