@@ -14,7 +14,7 @@ FUZZ_PACKAGES = g++ util-linux
 TEST_PACKAGES = $(QUICKSTART_PACKAGES) $(FUZZ_PACKAGES) attr busybox-static fio libcap2-bin libseccomp2 thin-provisioning-tools
 BENCH_PACKAGES = $(RUN_PACKAGES) fio python3 qemu-utils
 
-.PHONY: build quickstart test crash-explore lint fmt fuzz bench bench-quick deny install clean
+.PHONY: build quickstart test crash-explore mutation-check lint fmt fuzz bench bench-quick deny install clean
 
 build:
 	@tests/install-missing.sh $(BUILD_PACKAGES)
@@ -31,6 +31,7 @@ test: lint
 	@tests/fetch-deb.sh trixie thin-provisioning-tools $(CACHE)/thin-tools-1.1
 	@tests/leftovers.sh $(CARGO) test --workspace --no-fail-fast -- --show-output
 	@tests/leftovers.sh tests/fuzz/run.sh 10
+	@tests/mutation-check.sh
 
 # Power cuts at every point of random stories, a million different disks judged; `make test` does a tenth of that.
 EXPLORE_STATES ?= 1000000
@@ -38,6 +39,11 @@ crash-explore:
 	@tests/install-missing.sh $(BUILD_PACKAGES) thin-provisioning-tools
 	@tests/fetch-deb.sh trixie thin-provisioning-tools $(CACHE)/thin-tools-1.1
 	THINSNAP_EXPLORE_STATES=$(EXPLORE_STATES) $(CARGO) test --workspace --test explorer power_cut -- --nocapture
+
+# Puts one defect after the other into a test build: each must be noticed. Prints who noticed what.
+mutation-check:
+	@tests/install-missing.sh $(BUILD_PACKAGES)
+	tests/mutation-check.sh
 
 # Tests may unwrap; they share support modules of which each program uses a part.
 TEST_LINTS = -A clippy::unwrap_used -A dead_code -A unreachable_pub -A unused_imports

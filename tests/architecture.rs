@@ -24,7 +24,7 @@ struct House {
 const POOL: House = House {
     top: "pool/src",
     floors: &[
-        &["error"],
+        &["error", "mutation"],
         &["device", "units"],
         &["format", "export", "status"],
         &["meta", "thin_pool"],

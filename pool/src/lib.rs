@@ -7,6 +7,7 @@ mod export;
 mod format;
 mod host;
 mod meta;
+mod mutation;
 mod open;
 mod status;
 mod thin_pool;
@@ -29,6 +30,8 @@ pub use host::{
 pub use meta::{
     DataRun, DeviceDetails, FormatOptions, Frozen, MappedRun, Metadata, OpenMode, SpaceCounts, superblock_fingerprint,
 };
+#[doc(hidden)]
+pub use mutation::Mutation;
 pub use open::{CreateOptions, PoolPaths, create, open_embedded};
 pub use status::{ChangedRange, DeviceUsage, MetadataView, PoolMode, PoolStatus, Space};
 pub use thin_pool::{Access, ThinPool};

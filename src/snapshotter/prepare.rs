@@ -3,7 +3,7 @@
 //! Order, and with it the crash argument: the id stands in limbo before the pool makes the device; it
 //! leaves limbo in the transaction that writes the record. A crash in between leaves an id in limbo.
 
-use thinsnap_pool::{Access, ByteCount, DeviceId};
+use thinsnap_pool::{Access, ByteCount, DeviceId, Mutation};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{FsType, Kind, Labels, Mount, Name, Snapshot, Space};
@@ -45,12 +45,6 @@ impl Snapshotter {
         let size = wanted_size(&labels, origin.size, self.profile(space).size);
         let reserved = self.ids.take(&self.store, &self.reclaimer)?;
         let id = reserved.id();
-        self.pool.create_snap(id, origin.device)?;
-        let path = self.pool.activate(id, size, Access::ReadWrite)?;
-        if size > origin.size {
-            self.filesystems.grow(origin.fs, &path).map_err(|e| e.doing(format!("grow {:?}", key.as_str())))?;
-        }
-
         let created_ns = now_ns();
         let snapshot = Snapshot {
             name: key.clone(),
@@ -64,8 +58,18 @@ impl Snapshotter {
             fs: origin.fs,
             usage: None,
         };
+        if Mutation::RecordBeforePool.is_on() {
+            self.insert(space, snapshot.clone(), true)?;
+        }
+        self.pool.create_snap(id, origin.device)?;
+        let path = self.pool.activate(id, size, Access::ReadWrite)?;
+        if size > origin.size {
+            self.filesystems.grow(origin.fs, &path).map_err(|e| e.doing(format!("grow {:?}", key.as_str())))?;
+        }
         let mounts = mounts_of(&snapshot, path);
-        self.insert(space, snapshot, true)?;
+        if !Mutation::RecordBeforePool.is_on() {
+            self.insert(space, snapshot, true)?;
+        }
         reserved.used();
         self.count_change();
         Ok(mounts)

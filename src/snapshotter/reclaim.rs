@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use thinsnap_pool::{DeviceId, ErrorKind as PoolErrorKind, ThinPool};
+use thinsnap_pool::{DeviceId, ErrorKind as PoolErrorKind, Mutation, ThinPool};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshotter::claims::Claims;
@@ -277,6 +277,12 @@ impl Reclaimer {
         }
         if !deactivate(&*self.pool, id)? {
             return Ok(false);
+        }
+        if Mutation::ForgetBeforeDelete.is_on() {
+            self.store.write(move |txn| {
+                txn.leave_limbo(id);
+                Ok(())
+            })?;
         }
         match self.pool.delete(id) {
             Ok(()) => {

@@ -8,7 +8,7 @@
 //! for each snapshot would double their cost. What happened within one stride is caught at start by
 //! comparing the device lists: a device that the store needs and the pool lacks.
 
-use thinsnap_pool::{ErrorKind as PoolErrorKind, ThinPool};
+use thinsnap_pool::{ErrorKind as PoolErrorKind, Mutation, ThinPool};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Records, Store};
@@ -43,6 +43,9 @@ pub(crate) fn advance(pool: &dyn ThinPool, store: &Store) -> Result<()> {
     if at > copy {
         // The last move died between the two: the pool must not get two ahead, however often that happens.
         store.write(move |txn| txn.set_transaction_id(at))?;
+    }
+    if Mutation::CopyBeforePool.is_on() {
+        store.write(move |txn| txn.set_transaction_id(at + 1))?;
     }
     match pool.set_transaction_id(at, at + 1) {
         Ok(()) => {}

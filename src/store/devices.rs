@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
-use thinsnap_pool::DeviceId;
+use thinsnap_pool::{DeviceId, Mutation};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::codec;
@@ -58,7 +58,9 @@ impl Txn<'_> {
             let taken =
                 foreign.contains(&id) || self.row(LIMBO, &key)?.is_some() || self.any_with_prefix(OWNERS, &key)?;
             if !taken {
-                self.put(LIMBO, key, []);
+                if !Mutation::SkipLimbo.is_on() {
+                    self.put(LIMBO, key, []);
+                }
                 ids.push(id);
             }
         }

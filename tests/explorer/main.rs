@@ -27,9 +27,12 @@ mod tokens;
 mod views;
 mod watched;
 
+#[expect(unreachable_pub, reason = "the tests of the pool use it as a module of their own")]
 #[path = "../../pool/tests/support/direct_exporter.rs"]
 mod direct_exporter;
+#[expect(dead_code, reason = "the tests of the metadata use the rest")]
 #[path = "../../pool/tests/support/judges.rs"]
 mod judges;
+#[expect(unreachable_pub, reason = "the tests of the pool use it as a module of their own")]
 #[path = "../../pool/tests/support/random.rs"]
 mod random;

@@ -14,6 +14,7 @@ use crate::embedded::mode::Mode;
 use crate::embedded::reclaim::Reclaim;
 use crate::error::{Error, ErrorKind, Result};
 use crate::meta::{DataRun, Metadata};
+use crate::mutation::Mutation;
 use crate::status::PoolMode;
 use crate::units::BlockSize;
 
@@ -70,6 +71,19 @@ impl Backing {
     /// Byte offset of a data block.
     pub(super) fn data_offset(&self, block: u64) -> u64 {
         block * self.block_size.bytes()
+    }
+
+    /// Writes to the data device: in place, or into blocks that nothing refers to yet.
+    pub(super) fn write_data(&self, bytes: &[u8], place: u64) -> Result<()> {
+        if Mutation::AnswerWriteEarly.is_on() {
+            let (data, bytes) = (Arc::clone(&self.data), bytes.to_vec());
+            drop(std::thread::spawn(move || {
+                std::thread::park_timeout(std::time::Duration::from_millis(2));
+                data.write_at(&bytes, place)
+            }));
+            return Ok(());
+        }
+        self.data.write_at(bytes, place)
     }
 
     /// Makes everything that completed before the call durable.
@@ -224,11 +238,20 @@ impl Backing {
             if metadata.dirty() { metadata.freeze() } else { Ok(None) }
         }
         .map_err(|e| self.suspect_metadata(e))?;
+        #[cfg(feature = "mutate")]
+        if Mutation::PunchBeforeCommit.is_on() {
+            self.punch(&self.metadata()?.frozen_freed());
+        }
         let Some(frozen) = frozen else {
             return if flush { self.data.flush() } else { Ok(()) };
         };
-        self.data.flush()?;
+        if !Mutation::SkipDataFlush.is_on() && !Mutation::MetadataBeforeData.is_on() {
+            self.data.flush()?;
+        }
         frozen.write(&*self.metadata_device).map_err(|e| self.suspect_metadata(e))?;
+        if Mutation::MetadataBeforeData.is_on() {
+            self.data.flush()?;
+        }
         let freed = self.metadata()?.committed(frozen);
         self.reclaim.push(freed);
         self.leave_out_of_space();

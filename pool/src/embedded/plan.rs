@@ -5,6 +5,7 @@
 use crate::embedded::table::Entry;
 use crate::export::Direction;
 use crate::format::Mapping;
+use crate::mutation::Mutation;
 use crate::units::DataBlock;
 
 /// What to do with one block.
@@ -40,7 +41,7 @@ pub(super) fn plan(entry: Entry, snapshotted_time: u32, direction: Direction) ->
 /// dm-thin's rule: what was mapped before the last snapshot may be in it. It may call a block shared that
 /// is not (its snapshot was deleted), never the other way round.
 fn may_be_shared(mapping: Mapping, snapshotted_time: u32) -> bool {
-    mapping.time < snapshotted_time
+    mapping.time < snapshotted_time && !Mutation::KeepSharing.is_on()
 }
 
 #[cfg(test)]

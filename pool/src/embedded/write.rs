@@ -13,6 +13,7 @@ use crate::error::{ErrorKind, Result};
 use crate::export::Direction;
 use crate::format::Mapping;
 use crate::meta::DataRun;
+use crate::mutation::Mutation;
 use crate::units::{DataBlock, VirtualBlock};
 
 /// The rest of a block is read, merged and written in pieces of this size: whole blocks of the usual sizes.
@@ -124,14 +125,14 @@ impl ThinVolume {
                 }
                 other => {
                     if let Some((start, piece)) = other {
-                        self.backing.data.write_at(&buf[piece], start)?;
+                        self.backing.write_data(&buf[piece], start)?;
                     }
                     Some((place, target.piece.clone()))
                 }
             };
         }
         match pending {
-            Some((start, piece)) => self.backing.data.write_at(&buf[piece], start),
+            Some((start, piece)) => self.backing.write_data(&buf[piece], start),
             None => Ok(()),
         }
     }
@@ -147,7 +148,7 @@ impl ThinVolume {
             return Ok(false);
         }
         let place = self.backing.data_offset(target.to.0);
-        if self.backing.data.known_zero(place, size) {
+        if self.backing.data.known_zero(place, size) || Mutation::ShowOldBytes.is_on() {
             return Ok(true);
         }
         if size <= COMPOSE_MAX {
@@ -185,7 +186,7 @@ impl ThinVolume {
                 window[length(start - at)..length(end - at)]
                     .copy_from_slice(&piece[length(start - covered)..length(end - covered)]);
             }
-            self.backing.data.write_at(window, to + at)?;
+            self.backing.write_data(window, to + at)?;
             at += len;
         }
         Ok(())

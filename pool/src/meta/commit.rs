@@ -17,6 +17,7 @@ use crate::format::{Block, FLAG_NEEDS_CHECK, Node, SUPERBLOCK, Superblock, TreeK
 use crate::meta::btree::{insert, remove};
 use crate::meta::metadata::{DataRun, Metadata};
 use crate::meta::transaction::read_block;
+use crate::mutation::Mutation;
 use crate::units::{DataBlock, METADATA_BLOCK_SIZE, MetaBlock};
 
 /// Bytes of one write, at most: adjacent blocks are merged up to here.
@@ -63,8 +64,13 @@ impl Frozen {
         if !run.is_empty() {
             write_run(device, start, &run)?;
         }
-        device.flush().map_err(|e| e.doing("flush the metadata before the superblock"))?;
+        if !Mutation::SkipMetadataFlush.is_on() {
+            device.flush().map_err(|e| e.doing("flush the metadata before the superblock"))?;
+        }
         write_run(device, SUPERBLOCK, &self.superblock[..])?;
+        if Mutation::SkipLastFlush.is_on() {
+            return Ok(());
+        }
         device.flush().map_err(|e| e.doing("flush the superblock"))
     }
 
@@ -132,6 +138,12 @@ impl Metadata {
             }
         }
         runs
+    }
+
+    /// What [`committed`](Self::committed) is about to return.
+    #[cfg(feature = "mutate")]
+    pub(crate) fn frozen_freed(&self) -> Vec<DataRun> {
+        self.transaction.data.frozen_freed().iter().map(|&block| DataRun { start: DataBlock(block), len: 1 }).collect()
     }
 
     fn write_details(&mut self) -> Result<()> {

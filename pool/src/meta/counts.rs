@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{ENTRIES_PER_BITMAP, OVERFLOW};
 use crate::meta::bitset::Bitset;
+use crate::mutation::Mutation;
 
 /// A count of 255 or more stands in `large`.
 const LARGE: u8 = u8::MAX;
@@ -205,7 +206,9 @@ impl Counts {
         }
         self.set(block, before, before - 1);
         self.note(block, before, before - 1);
-        if before == 1 {
+        if before == 1 && Mutation::ReuseInTransaction.is_on() {
+            self.unavailable.remove(block);
+        } else if before == 1 {
             self.freed.push(block);
         }
         Ok(before - 1)
@@ -326,6 +329,12 @@ impl Counts {
         self.touched.fill(false);
         self.touched_count = 0;
         self.overflow_limit = 4096;
+    }
+
+    /// The blocks that the frozen generation freed.
+    #[cfg(feature = "mutate")]
+    pub(crate) fn frozen_freed(&self) -> &[u64] {
+        &self.frozen_freed
     }
 
     /// The frozen generation is durable: the blocks that it freed, still unavailable.
