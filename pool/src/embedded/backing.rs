@@ -211,8 +211,8 @@ impl Backing {
     /// 2. The data device is flushed: no block that the new superblock maps can be older than its mapping.
     /// 3. Blocks of the generation, flush, superblock, flush: a cut before the last flush leaves the old
     ///    superblock, and nothing that it reaches was overwritten.
-    /// 4. Only then does the intent log drop what the older superblock lacks, and are the blocks that the generation freed emptied and handed out again: until then the
-    ///    superblock on the disk still maps them.
+    /// 4. Only then does the intent log drop what the older superblock lacks, and are the blocks that the
+    ///    generation freed emptied and handed out again: until then the superblock on the disk still maps them.
     pub(super) fn commit(&self, flush: bool) -> Result<()> {
         self.mode.check_changes()?;
         let done = self.try_commit(flush);

@@ -170,3 +170,6 @@ pub(super) fn boot_id() -> Result<[u8; 16]> {
         _ => Err(Error::new(ErrorKind::Io, format!("read {PATH}: {text:?} is no boot id"))),
     }
 }
+
+#[cfg(test)]
+mod tests;
