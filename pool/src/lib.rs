@@ -13,15 +13,18 @@ mod status;
 mod thin_pool;
 mod units;
 
-pub use check::{DumpSource, Finding, Progress, Report, Severity, ViewDevice, audit, dump};
-pub use device::{BlockDevice, Cut, DiskImage, FileDevice, MemoryDevice, Piece, PowerCutDevice, PowerSupply};
+pub use check::{DumpSource, Finding, Progress, Report, Severity, ViewDevice, audit, dump, holdings};
+pub use device::{
+    BlockDevice, Cut, DiskImage, FileDevice, MemoryDevice, Piece, PowerCutDevice, PowerSupply, RoomBelow,
+};
 pub use embedded::{
     EmbeddedOptions, EmbeddedPool, IntentChange, IntentEpoch, IntentHeader, IntentLogContent, IntentLogState,
     discard_intent_log, intent_log_state, parse_intent_log,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use export::{
-    DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, FuseExporter, FuseOptions, Orphan, Volume,
+    DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, FuseExporter, FuseOptions, NoSpace, Orphan,
+    Outlook, Volume,
 };
 pub use format::Mapping;
 pub use host::{
@@ -33,6 +36,8 @@ pub use meta::{
 #[doc(hidden)]
 pub use mutation::Mutation;
 pub use open::{CreateOptions, PoolPaths, create, open_embedded};
-pub use status::{ChangedRange, DeviceUsage, MetadataView, PoolMode, PoolStatus, Space};
+pub use status::{
+    ChangedRange, DeviceUsage, Holding, Holdings, MetadataView, PoolMode, PoolStatus, Room, Space, Steady,
+};
 pub use thin_pool::{Access, ThinPool};
 pub use units::{BlockSize, ByteCount, DataBlock, DeviceId, MetaBlock, VirtualBlock};

@@ -15,9 +15,11 @@
 //! `size` of `activate`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolStatus};
+use crate::export::NoSpace;
+use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolStatus, Steady};
 use crate::units::{ByteCount, DeviceId};
 
 /// How an activated device may be used.
@@ -80,6 +82,29 @@ pub trait ThinPool: Send + Sync {
     /// Grows the data space to `data` and the metadata space to `metadata` bytes in all; `None` leaves
     /// one as it is. Errors: `Invalid` if smaller than now, `NeedsCheck`, `Unsupported`.
     fn grow(&self, data: Option<ByteCount>, metadata: Option<ByteCount>) -> Result<()>;
+
+    /// Empties free blocks that still hold room below (a process that died between freeing and emptying left them):
+    /// the bytes that were not holes. Errors: `Unsupported`, `ReadOnly`, `Unavailable` (interrupted).
+    fn trim(&self) -> Result<ByteCount> {
+        Err(Error::new(ErrorKind::Unsupported, "trim the pool: this engine cannot"))
+    }
+
+    /// What to do with writes that find no room, from here on and for those that wait already.
+    fn set_no_space(&self, _policy: NoSpace) -> Result<()> {
+        Ok(())
+    }
+
+    /// The pool's state as soon as it is news to somebody who knows `steady`, or else after `timeout` or
+    /// `interrupt_waits`. A fast writer is noticed before it has taken the last block: free space is looked at with
+    /// each new block.
+    fn wait_status(&self, _steady: &Steady, _timeout: Duration) -> Result<PoolStatus> {
+        Err(Error::new(ErrorKind::Unsupported, "wait for news of the pool: this engine has none"))
+    }
+
+    /// Ends every `wait_status` and `trim` that is under way, whosever it is.
+    fn interrupt_waits(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Commits, then keeps what that superblock reaches as it is on the metadata device, for somebody who reads
     /// beside the pool. Ends with `end_view`, with the caller's connection, or when metadata runs short.

@@ -133,7 +133,7 @@ fn warnings(status: &PoolStatus) -> Vec<(String, &'static str)> {
 
 #[cfg(test)]
 mod tests {
-    use thinsnap_pool::{BlockSize, ByteCount, PoolMode, PoolStatus, Space};
+    use thinsnap_pool::{BlockSize, ByteCount, PoolMode, PoolStatus, Room, Space};
 
     use super::warnings;
 
@@ -152,6 +152,7 @@ mod tests {
             devices: 0,
             active_devices: 0,
             metadata_snapshot: false,
+            room: Room::default(),
         }
     }
 

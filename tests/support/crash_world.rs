@@ -304,6 +304,7 @@ impl ThinPool for MemoryPool {
                 devices: pool.devices.len() as u64,
                 active_devices: pool.active.len() as u64,
                 metadata_snapshot: false,
+                room: thinsnap_pool::Room::default(),
             })
         })
     }

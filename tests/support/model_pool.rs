@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use thinsnap_pool::{
     Access, BlockSize, ByteCount, ChangedRange, DeviceId, DeviceUsage, Error, ErrorKind, PoolMode, PoolStatus, Result,
-    Space, ThinPool,
+    Room, Space, ThinPool,
 };
 
 struct Active {
@@ -224,6 +224,7 @@ impl ThinPool for ModelPool {
             devices: state.devices.len() as u64,
             active_devices: state.active.len() as u64,
             metadata_snapshot: false,
+            room: Room::default(),
         })
     }
 

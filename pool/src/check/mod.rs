@@ -2,6 +2,7 @@
 mod audit;
 mod clock;
 mod dump;
+mod holdings;
 mod maps;
 mod reader;
 mod report;
@@ -11,5 +12,6 @@ mod view_device;
 
 pub use audit::{Progress, audit};
 pub use dump::{DumpSource, dump};
+pub use holdings::holdings;
 pub use report::{Finding, Report, Severity};
 pub use view_device::ViewDevice;

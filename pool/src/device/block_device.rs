@@ -4,6 +4,19 @@ use std::os::fd::RawFd;
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// The room that a device finds below it where it takes room only as it is written to: a sparse file's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoomBelow {
+    /// Bytes that the file system keeps for everybody.
+    pub free: u64,
+    /// Bytes that this process may still take: more than `free` where the file system keeps some for root.
+    pub usable: u64,
+    /// Bytes of the file system in all.
+    pub total: u64,
+    /// Bytes that the device holds there.
+    pub allocated: u64,
+}
+
 /// A byte-addressed device below the pool (file, disk, memory) or one made by it (a thin volume).
 ///
 /// Reads and writes are whole or an error. A write is visible to later reads at once and survives a
@@ -28,6 +41,10 @@ pub trait BlockDevice: Send + Sync {
     /// True if the range is known, without reading it, to read as zeroes: a hole of a sparse file.
     fn known_zero(&self, _offset: u64, _len: u64) -> bool {
         false
+    }
+    /// The room below; `None`: the device has all the room that it will ever need, or cannot tell.
+    fn room_below(&self) -> Option<RoomBelow> {
+        None
     }
     /// Makes the device `size` bytes large; what is new reads as zeroes on a file and is not defined on a
     /// disk, which must have grown already. Errors: `Invalid` (smaller than it is), `Unsupported`.

@@ -16,9 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{Whence, lseek64};
 
-use crate::device::block_device::{BlockDevice, check_range};
+use crate::device::block_device::{BlockDevice, RoomBelow, check_range};
 use crate::device::buffer::AlignedBuffer;
 use crate::device::sys;
 use crate::error::{Error, ErrorKind, Result};
@@ -326,6 +327,25 @@ impl BlockDevice for FileDevice {
             Err(nix::errno::Errno::ENXIO) => true,
             Err(_) => false,
         }
+    }
+
+    fn room_below(&self) -> Option<RoomBelow> {
+        if self.kind == Kind::Disk {
+            return None;
+        }
+        // st_blocks counts in 512 bytes whatever the file system's block is.
+        let allocated = self.file.metadata().ok()?.blocks().saturating_mul(512);
+        if allocated >= self.size() {
+            return None;
+        }
+        let below = fstatvfs(&self.file).ok()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(below.fragment_size());
+        Some(RoomBelow {
+            free: bytes(below.blocks_available()),
+            usable: bytes(below.blocks_free()),
+            total: bytes(below.blocks()),
+            allocated,
+        })
     }
 
     fn grow(&self, size: u64) -> Result<()> {

@@ -8,8 +8,8 @@ mod power_cut;
 mod shared_words;
 mod sys;
 
-pub use block_device::BlockDevice;
 pub(crate) use block_device::check_range;
+pub use block_device::{BlockDevice, RoomBelow};
 pub(crate) use buffer::AlignedBuffer;
 pub use file::FileDevice;
 pub use image::DiskImage;

@@ -4,15 +4,17 @@
 //! volume → metadata mutex → queue of freed blocks. A commit takes only the last two, so that whoever holds
 //! cells may wait for one.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::device::BlockDevice;
 use crate::embedded::committer::Commits;
 use crate::embedded::ledger::Ledger;
 use crate::embedded::mode::Mode;
+use crate::embedded::pulse::Pulse;
 use crate::embedded::reclaim::Reclaim;
 use crate::error::{Error, ErrorKind, Result};
+use crate::export::{Exporter, Outlook};
 use crate::meta::{DataRun, Metadata};
 use crate::mutation::Mutation;
 use crate::status::PoolMode;
@@ -25,13 +27,26 @@ pub(super) struct Backing {
     pub(super) mode: Mode,
     pub(super) commits: Commits,
     pub(super) reclaim: Reclaim,
+    pub(super) pulse: Pulse,
     metadata: Mutex<Ledger>,
     /// The file system that holds a sparse data file is full, although the pool has free blocks.
     full_below: AtomicBool,
+    /// Blocks that the last write wanted which the pool's own count refused.
+    wanted: AtomicU64,
 }
 
+/// With less room than this the file system below passes for full: its own bookkeeping wants some.
+const ROOM_BELOW_MIN: u64 = 1 << 20;
+/// Tries of a change that finds no metadata block: each waits for a commit, and others may be faster.
+const ROOM_TRIES: usize = 16;
+
 impl Backing {
-    pub(super) fn new(metadata: Ledger, metadata_device: Arc<dyn BlockDevice>, data: Arc<dyn BlockDevice>) -> Self {
+    pub(super) fn new(
+        metadata: Ledger,
+        metadata_device: Arc<dyn BlockDevice>,
+        data: Arc<dyn BlockDevice>,
+        exporter: Weak<dyn Exporter>,
+    ) -> Self {
         Self {
             data,
             metadata_device,
@@ -39,8 +54,10 @@ impl Backing {
             mode: Mode::new(),
             commits: Commits::default(),
             reclaim: Reclaim::default(),
+            pulse: Pulse::new(exporter),
             metadata: Mutex::new(metadata),
             full_below: AtomicBool::new(false),
+            wanted: AtomicU64::new(1),
         }
     }
 
@@ -109,10 +126,13 @@ impl Backing {
                 }
                 Err(e) => {
                     metadata.release_data(&runs);
+                    self.wanted.store(blocks, Ordering::Relaxed);
+                    self.full_below.store(false, Ordering::Relaxed);
                     return Err(e);
                 }
             }
         }
+        self.pulse.reserved(metadata.data_space().available);
         Ok(runs)
     }
 
@@ -141,12 +161,17 @@ impl Backing {
         }
     }
 
-    /// After an operation ran out of data space: true if freed blocks were waiting for a commit or for their
-    /// discard and are usable at return, so that one more try makes sense.
-    pub(super) fn make_room(&self) -> Result<bool> {
-        let pending = self.metadata()?.data_space().pending > 0;
-        if !pending && self.reclaim.is_idle() {
-            return Ok(false);
+    /// After an operation ran out of data space: true if blocks were made available since `releases` was looked at,
+    /// or if freed ones were waiting for a commit or for their discard and are usable at return, so that one more
+    /// try makes sense.
+    pub(super) fn make_room(&self, releases: u64) -> Result<bool> {
+        let (pending, coming) = {
+            let metadata = self.metadata()?;
+            let pending = metadata.data_space().pending > 0;
+            (pending, pending || !self.reclaim.is_idle())
+        };
+        if !coming {
+            return Ok(self.pulse.releases() != releases);
         }
         if pending {
             self.flush()?;
@@ -166,24 +191,81 @@ impl Backing {
         self.flush().map(|()| true)
     }
 
-    /// Changes the metadata; if there is no room for it, commits and tries once more. Errors: `ReadOnly`, `Io`,
+    /// What a write that found no room may hope for. Asks for the commit that would bring it, and waits for
+    /// nothing.
+    pub(super) fn outlook(&self, error: &Error) -> Outlook {
+        let Ok(mut metadata) = self.metadata() else { return Outlook::None };
+        let (pending, coming) = match error.kind() {
+            ErrorKind::OutOfDataSpace => {
+                // Under the mutex: a commit hands what it freed to the reclaimer before it lets the mutex go.
+                let pending = metadata.data_space().pending > 0;
+                (pending, pending || !self.reclaim.is_idle())
+            }
+            ErrorKind::OutOfMetadataSpace => {
+                let given_up = metadata.give_up_views();
+                let pending = metadata.metadata_space().0.pending > 0;
+                (pending || given_up, pending || given_up)
+            }
+            _ => return Outlook::None,
+        };
+        drop(metadata);
+        if pending {
+            self.commits.ask();
+        }
+        if coming {
+            return Outlook::Coming;
+        }
+        if error.kind() == ErrorKind::OutOfMetadataSpace {
+            self.pulse.beat();
+            return Outlook::None;
+        }
+        self.out_of_space(error);
+        if self.full_below.load(Ordering::Relaxed) { Outlook::Silent } else { Outlook::None }
+    }
+
+    /// Changes the metadata; if there is no room for it, commits and tries again. Errors: `ReadOnly`, `Io`,
     /// and what the change meets.
     pub(super) fn change<T>(&self, mut change: impl FnMut(&mut Ledger) -> Result<T>) -> Result<T> {
         self.mode.check_changes()?;
-        let first = change(&mut *self.metadata_for(1)?);
-        match first {
-            Err(e) if e.kind() == ErrorKind::OutOfMetadataSpace && self.make_metadata_room()? => {
-                change(&mut *self.metadata_for(1)?)
+        for _ in 0..ROOM_TRIES {
+            let done = change(&mut *self.metadata_for(1)?);
+            match done {
+                Err(e) if e.kind() == ErrorKind::OutOfMetadataSpace && self.make_metadata_room()? => {}
+                done => return done,
             }
-            done => done,
         }
+        change(&mut *self.metadata_for(1)?)
     }
 
     /// Data space is exhausted: by the pool's own count, or, with free blocks left, on the file system below.
     pub(super) fn out_of_space(&self, error: &Error) {
-        let available = self.metadata().map_or(0, |metadata| metadata.data_space().available);
-        self.full_below.store(available > 0, Ordering::Relaxed);
-        self.mode.change(PoolMode::OutOfDataSpace, &error.to_string());
+        let reason = match self.full_below.load(Ordering::Relaxed) {
+            true => format!("the file system below the data is full: {error}"),
+            false => error.to_string(),
+        };
+        self.mode.change(PoolMode::OutOfDataSpace, &reason);
+        self.pulse.beat();
+    }
+
+    /// A write to a block that the pool has was refused: the file system below is full.
+    pub(super) fn full_below(&self) {
+        self.full_below.store(true, Ordering::Relaxed);
+    }
+
+    /// True from such a write to the next that finds room.
+    pub(super) fn is_full_below(&self) -> bool {
+        self.mode.now() == PoolMode::OutOfDataSpace && self.full_below.load(Ordering::Relaxed)
+    }
+
+    /// Asks the file system below, which does not tell, whether there is room again.
+    pub(super) fn look_below(&self) {
+        if self.mode.now() != PoolMode::OutOfDataSpace || !self.full_below.load(Ordering::Relaxed) {
+            return;
+        }
+        if self.data.room_below().is_some_and(|below| below.usable >= ROOM_BELOW_MIN.max(self.block_size.bytes())) {
+            self.room_below();
+            self.pulse.room_changed();
+        }
     }
 
     /// A write got a new block, or blocks were emptied: room below is there again.
@@ -193,12 +275,13 @@ impl Backing {
         }
     }
 
-    /// Blocks were released or added: the pool leaves `out_of_data_space` if some are available.
+    /// Blocks were released or added: the pool leaves `out_of_data_space` if as many are available as were missed.
     pub(super) fn leave_out_of_space(&self) {
         if self.mode.now() != PoolMode::OutOfDataSpace || self.full_below.load(Ordering::Relaxed) {
             return;
         }
-        if self.metadata().is_ok_and(|metadata| metadata.data_space().available > 0) {
+        let wanted = self.wanted.load(Ordering::Relaxed).max(1);
+        if self.metadata().is_ok_and(|metadata| metadata.data_space().available >= wanted) {
             self.mode.change(PoolMode::Write, "there are free data blocks");
         }
     }
@@ -220,6 +303,8 @@ impl Backing {
             // What reached the disk is not known, and a second flush may answer success for lost writes.
             self.mode.change(PoolMode::ReadOnly, &format!("a commit failed: {e}"));
         }
+        // Also when it freed nothing: whoever waits for what a commit brings must learn that.
+        self.pulse.room_changed();
         done
     }
 
@@ -252,8 +337,12 @@ impl Backing {
         if Mutation::MetadataBeforeData.is_on() {
             self.data.flush()?;
         }
-        let freed = self.metadata()?.committed(frozen);
-        self.reclaim.push(freed);
+        {
+            // Handed over under the mutex: at every moment freed blocks are pending here or wait there.
+            let mut metadata = self.metadata()?;
+            let freed = metadata.committed(frozen);
+            self.reclaim.push(freed);
+        }
         self.leave_out_of_space();
         Ok(())
     }

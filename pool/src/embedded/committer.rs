@@ -49,6 +49,14 @@ impl Commits {
         }
     }
 
+    /// Asks for a round that begins after the call, and waits for nothing.
+    pub(super) fn ask(&self) {
+        let mut rounds = self.lock();
+        let round = rounds.ended + if rounds.running { 2 } else { 1 };
+        rounds.wanted = rounds.wanted.max(round);
+        self.asked.notify_one();
+    }
+
     /// Returns when everything that completed before the call is durable. Errors: `Io` if that commit or an
     /// earlier one failed, `Unavailable` when the pool is closed.
     pub(super) fn wait_durable(&self) -> Result<()> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::device::BlockDevice;
 use crate::embedded::backing::Backing;
@@ -13,11 +13,11 @@ use crate::embedded::ledger::Ledger;
 use crate::embedded::options::EmbeddedOptions;
 use crate::embedded::replay::{Recovered, recover};
 use crate::embedded::volume::ThinVolume;
-use crate::embedded::{committer, reclaim, view};
+use crate::embedded::{committer, reclaim, trim, view};
 use crate::error::{Error, ErrorKind, Result};
-use crate::export::{Exporter, Orphan};
+use crate::export::{Exporter, NoSpace, Orphan};
 use crate::meta::Metadata;
-use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolStatus, Space};
+use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolStatus, Room, Space, Steady};
 use crate::thin_pool::{Access, ThinPool};
 use crate::units::{ByteCount, DeviceId, METADATA_BLOCK_SIZE, METADATA_BLOCKS_MAX};
 
@@ -38,6 +38,7 @@ struct Active {
 struct Threads {
     committer: JoinHandle<()>,
     reclaimer: JoinHandle<()>,
+    trimmer: Option<JoinHandle<()>>,
 }
 
 /// A pool whose blocks this process moves.
@@ -92,7 +93,12 @@ impl EmbeddedPool {
             ));
         }
         let pool = Self {
-            backing: Arc::new(Backing::new(Ledger::new(metadata, log), metadata_device, data)),
+            backing: Arc::new(Backing::new(
+                Ledger::new(metadata, log),
+                metadata_device,
+                data,
+                Arc::downgrade(&exporter),
+            )),
             exporter,
             claims: Claims::default(),
             active: Mutex::default(),
@@ -105,7 +111,7 @@ impl EmbeddedPool {
         }
         let reclaimer = start("pool-reclaim", &pool.backing, reclaim::run)?;
         match start("pool-commit", &pool.backing, committer::run) {
-            Ok(committer) => *lock(&pool.threads) = Some(Threads { committer, reclaimer }),
+            Ok(committer) => *lock(&pool.threads) = Some(Threads { committer, reclaimer, trimmer: None }),
             Err(e) => {
                 pool.backing.reclaim.stop();
                 drop(reclaimer.join());
@@ -113,6 +119,10 @@ impl EmbeddedPool {
             }
         }
         pool.adopt_orphans()?;
+        let trimmer = start("pool-trim", &pool.backing, trim::run_once)?;
+        if let Some(threads) = &mut *lock(&pool.threads) {
+            threads.trimmer = Some(trimmer);
+        }
         Ok(pool)
     }
 
@@ -164,7 +174,11 @@ impl EmbeddedPool {
 
     /// Ends the committer before the reclaimer: its last commit may free blocks.
     fn stop(&self) {
-        let Some(Threads { committer, reclaimer }) = lock(&self.threads).take() else { return };
+        let Some(Threads { committer, reclaimer, trimmer }) = lock(&self.threads).take() else { return };
+        self.backing.pulse.close();
+        if trimmer.is_some_and(|trimmer| trimmer.join().is_err()) {
+            tracing::error!("the thread that trims the pool panicked");
+        }
         self.backing.commits.stop();
         let committed = committer.join();
         self.backing.reclaim.stop();
@@ -283,10 +297,15 @@ impl ThinPool for EmbeddedPool {
                 return Err(Error::new(ErrorKind::InUse, format!("delete device {id}: somebody has it open")));
             }
         }
+        let mut leaves = DELETE_LEAVES;
         loop {
             for _ in 0..DELETE_STEPS_PER_COMMIT {
-                if self.backing.change(|metadata| metadata.delete_step(id, DELETE_LEAVES)).map_err(doing)? {
-                    return self.backing.flush().map_err(doing);
+                match self.backing.change(|metadata| metadata.delete_step(id, leaves)) {
+                    Ok(true) => return self.backing.flush().map_err(doing),
+                    Ok(false) => {}
+                    // Fewer leaves at once need fewer blocks, and each step gives some back.
+                    Err(e) if e.kind() == ErrorKind::OutOfMetadataSpace && leaves > 1 => leaves /= 2,
+                    Err(e) => return Err(doing(e)),
                 }
             }
             self.backing.flush().map_err(doing)?;
@@ -367,11 +386,15 @@ impl ThinPool for EmbeddedPool {
     }
 
     fn status(&self) -> Result<PoolStatus> {
+        self.backing.look_below();
         let active_devices = self.exporter.attached().len() as u64;
+        let (waiting_writes, waiting) = self.exporter.waiting();
+        let below = self.backing.data.room_below();
         let metadata = self.backing.metadata()?;
         let data = metadata.data_space();
         let (blocks, reserve) = metadata.metadata_space();
         let data_bytes = |blocks| ByteCount(self.backing.data_offset(blocks));
+        let used = self.backing.data_offset(data.used);
         let metadata_bytes = |blocks: u64| ByteCount(blocks * METADATA_BLOCK_SIZE as u64);
         Ok(PoolStatus {
             identity: metadata.identity(),
@@ -387,6 +410,18 @@ impl ThinPool for EmbeddedPool {
             devices: metadata.device_count()?,
             active_devices,
             metadata_snapshot: metadata.held_root().is_some(),
+            room: Room {
+                below: below.map(|below| Space {
+                    used: ByteCount(below.total.saturating_sub(below.free)),
+                    total: ByteCount(below.total),
+                }),
+                full_below: self.backing.is_full_below(),
+                unpunched: ByteCount(below.map_or(0, |below| below.allocated).saturating_sub(used)),
+                // Neither used nor to be had: freed, or held back for a moment by a write or a trim.
+                returning: data_bytes(data.total.saturating_sub(data.used + data.available)),
+                waiting_writes,
+                waiting,
+            },
         })
     }
 
@@ -404,6 +439,39 @@ impl ThinPool for EmbeddedPool {
         self.backing.flush()?;
         self.backing.room_below();
         self.backing.leave_out_of_space();
+        self.backing.pulse.room_changed();
+        Ok(())
+    }
+
+    fn trim(&self) -> Result<ByteCount> {
+        trim::trim(&self.backing)
+    }
+
+    fn set_no_space(&self, policy: NoSpace) -> Result<()> {
+        self.exporter.set_no_space(policy);
+        Ok(())
+    }
+
+    fn wait_status(&self, steady: &Steady, timeout: Duration) -> Result<PoolStatus> {
+        let deadline = Instant::now() + timeout;
+        let mut watch = self.backing.pulse.watch();
+        loop {
+            let status = self.status()?;
+            if !steady.holds(&status) {
+                return Ok(status);
+            }
+            // New blocks take from what is available and from the room below alike.
+            let spare = status.data_room().0.saturating_sub(steady.data_room.0.0) / self.backing.block_size.bytes();
+            let available = self.backing.metadata()?.data_space().available;
+            watch.below(available.saturating_sub(spare));
+            if !watch.next(deadline) {
+                return self.status();
+            }
+        }
+    }
+
+    fn interrupt_waits(&self) -> Result<()> {
+        self.backing.pulse.interrupt();
         Ok(())
     }
 

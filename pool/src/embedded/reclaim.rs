@@ -17,6 +17,8 @@ const BATCH: usize = 1024;
 struct Queue {
     freed: VecDeque<DataRun>,
     busy: bool,
+    /// Those who hold free blocks back for a moment.
+    holders: usize,
     stop: bool,
     stopped: bool,
 }
@@ -42,15 +44,21 @@ impl Reclaim {
     /// True if nothing waits and nothing is being emptied.
     pub(super) fn is_idle(&self) -> bool {
         let queue = self.lock();
-        queue.freed.is_empty() && !queue.busy
+        queue.freed.is_empty() && !queue.busy && queue.holders == 0
     }
 
     /// Returns when every block pushed before is released (or never will be).
     pub(super) fn wait_idle(&self) {
         let mut queue = self.lock();
-        while !queue.stopped && (queue.busy || !queue.freed.is_empty()) {
+        while !queue.stopped && (queue.busy || queue.holders > 0 || !queue.freed.is_empty()) {
             queue = self.idle.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// The caller is about to hold free blocks back: until the value is dropped, whoever finds none waits for them.
+    pub(super) fn hold(&self) -> Held<'_> {
+        self.lock().holders += 1;
+        Held(self)
     }
 
     /// Asks the reclaimer to end when the queue is empty.
@@ -78,6 +86,16 @@ impl Reclaim {
             }
             queue = self.pushed.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+/// Free blocks are held back.
+pub(super) struct Held<'a>(&'a Reclaim);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.lock().holders -= 1;
+        self.0.idle.notify_all();
     }
 }
 
@@ -116,5 +134,7 @@ pub(super) fn run(backing: &Arc<Backing>) {
         }
         backing.room_below();
         backing.leave_out_of_space();
+        // Before the batch passes for done: who sees the reclaimer idle has heard of what it released.
+        backing.pulse.room_changed();
     }
 }

@@ -7,6 +7,7 @@
 use crate::device::AlignedBuffer;
 use crate::embedded::plan::Plan;
 use crate::embedded::volume::ThinVolume;
+use crate::embedded::write::Patience;
 use crate::error::{ErrorKind, Result};
 use crate::export::Direction;
 use crate::meta::Metadata;
@@ -75,7 +76,7 @@ impl ThinVolume {
     }
 
     /// Makes a piece that covers no whole block read as zeroes; a hole does already.
-    pub(super) fn zero_piece(&self, offset: u64, len: u64) -> Result<()> {
+    pub(super) fn zero_piece(&self, offset: u64, len: u64, patience: Patience) -> Result<()> {
         let size = self.block_bytes();
         let end = offset + len;
         let mut at = offset;
@@ -90,7 +91,7 @@ impl ThinVolume {
                 }
                 // Written like any bytes: the block may be shared. If it became a hole since, a block of
                 // zeroes is provisioned, which reads the same.
-                self.write_blocks(&zeroes[..piece], at)?;
+                self.write_blocks(&zeroes[..piece], at, patience)?;
             }
             at += step;
         }

@@ -15,8 +15,9 @@ use crate::embedded::backing::Backing;
 use crate::embedded::cells::{CELLS, Cells};
 use crate::embedded::plan::{Plan, plan};
 use crate::embedded::table::{CHUNK, Entry, TABLE_BLOCKS_MAX, Table};
+use crate::embedded::write::Patience;
 use crate::error::{Error, ErrorKind, Result};
-use crate::export::{DirectToken, Direction, Extent, Extents, Volume};
+use crate::export::{DirectToken, Direction, Extent, Extents, Outlook, Volume};
 use crate::format::Mapping;
 use crate::meta::{DeviceDetails, Metadata};
 use crate::status::PoolMode;
@@ -228,6 +229,18 @@ impl ThinVolume {
 }
 
 impl Volume for ThinVolume {
+    fn write_now(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.write(buf, offset, Patience::None)
+    }
+
+    fn write_zeroes_now(&self, offset: u64, len: u64) -> Result<()> {
+        self.zero(offset, len, Patience::None)
+    }
+
+    fn outlook(&self, error: &Error) -> Outlook {
+        self.backing.outlook(error)
+    }
+
     fn begin_direct(&self, direction: Direction, offset: u64, len: u32, extents: &mut Extents) -> Option<DirectToken> {
         let allowed = match (direction, self.backing.mode.now()) {
             (_, PoolMode::Fail) | (Direction::Write, PoolMode::ReadOnly) => false,
@@ -287,14 +300,7 @@ impl BlockDevice for ThinVolume {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        self.check_write(offset, buf.len() as u64)?;
-        let mut done = 0;
-        while done < buf.len() {
-            let step = self.segment(offset + done as u64, buf.len() - done);
-            self.write_blocks(&buf[done..done + step], offset + done as u64)?;
-            done += step;
-        }
-        Ok(())
+        self.write(buf, offset, Patience::Wait)
     }
 
     /// Whole blocks inside the range are unmapped and read as zeroes; the pieces at its edges stay.
@@ -306,16 +312,7 @@ impl BlockDevice for ThinVolume {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
-        self.check_write(offset, len)?;
-        let size = self.block_bytes();
-        let end = offset + len;
-        let (first, last) = (offset.div_ceil(size), self.end_of_blocks(end));
-        if first >= last {
-            return self.zero_piece(offset, len);
-        }
-        self.zero_piece(offset, first * size - offset)?;
-        self.unmap(first, last - first)?;
-        self.zero_piece(last * size, end.saturating_sub(last * size))
+        self.zero(offset, len, Patience::Wait)
     }
 
     fn flush(&self) -> Result<()> {
@@ -328,6 +325,30 @@ impl BlockDevice for ThinVolume {
 }
 
 impl ThinVolume {
+    fn write(&self, buf: &[u8], offset: u64, patience: Patience) -> Result<()> {
+        self.check_write(offset, buf.len() as u64)?;
+        let mut done = 0;
+        while done < buf.len() {
+            let step = self.segment(offset + done as u64, buf.len() - done);
+            self.write_blocks(&buf[done..done + step], offset + done as u64, patience)?;
+            done += step;
+        }
+        Ok(())
+    }
+
+    fn zero(&self, offset: u64, len: u64, patience: Patience) -> Result<()> {
+        self.check_write(offset, len)?;
+        let size = self.block_bytes();
+        let end = offset + len;
+        let (first, last) = (offset.div_ceil(size), self.end_of_blocks(end));
+        if first >= last {
+            return self.zero_piece(offset, len, patience);
+        }
+        self.zero_piece(offset, first * size - offset, patience)?;
+        self.unmap(first, last - first)?;
+        self.zero_piece(last * size, end.saturating_sub(last * size), patience)
+    }
+
     /// How much of a request is done with its cells held at once: less than all cells, so that the rest of
     /// the volume goes on.
     fn segment(&self, offset: u64, len: usize) -> usize {

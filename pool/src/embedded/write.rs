@@ -22,6 +22,18 @@ const COPY_PIECE: u64 = 1 << 20;
 /// less than a write and a change of the file's extents.
 const COMPOSE_MAX: u64 = 128 * 1024;
 
+/// Tries of a write that finds no room although some came back: others were faster each time.
+const TRIES_MAX: usize = 16;
+
+/// Whether a write that finds no room waits for what is on its way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// It does, with its thread.
+    Wait,
+    /// It fails at once.
+    None,
+}
+
 /// A block of a request and where it goes.
 struct Target {
     block: VirtualBlock,
@@ -43,24 +55,38 @@ impl Target {
 }
 
 impl ThinVolume {
-    /// Writes `buf` at `offset` with the cells of its blocks held alone. Errors: `OutOfDataSpace`,
-    /// `OutOfMetadataSpace`, `ReadOnly`, `Io`; what was mapped before stays as it was.
-    pub(super) fn write_blocks(&self, buf: &[u8], offset: u64) -> Result<()> {
+    /// Writes `buf` at `offset`. Errors: `OutOfDataSpace`, `OutOfMetadataSpace`, `ReadOnly`, `Io`; what was mapped
+    /// before stays as it was. The cells are not held while it waits for room.
+    pub(super) fn write_blocks(&self, buf: &[u8], offset: u64, patience: Patience) -> Result<()> {
+        for tries in 0.. {
+            let releases = self.backing.pulse.releases();
+            let error = match self.write_alone(buf, offset) {
+                Err(e) if matches!(e.kind(), ErrorKind::OutOfDataSpace | ErrorKind::OutOfMetadataSpace) => e,
+                done => return done,
+            };
+            if patience == Patience::None {
+                return Err(error);
+            }
+            let again = match error.kind() {
+                ErrorKind::OutOfDataSpace => self.backing.make_room(releases)?,
+                _ => self.backing.make_metadata_room()?,
+            };
+            if !again || tries == TRIES_MAX {
+                if error.kind() == ErrorKind::OutOfDataSpace {
+                    self.backing.out_of_space(&error);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// One try, with the cells of the blocks held alone.
+    fn write_alone(&self, buf: &[u8], offset: u64) -> Result<()> {
         let (first, blocks) = self.blocks_of(offset, buf.len() as u64);
         let _cells = self.cells.exclusive(first, blocks);
         self.load(first, blocks)?;
-        let done = match self.try_write(buf, offset) {
-            Err(e) if e.kind() == ErrorKind::OutOfDataSpace && self.backing.make_room()? => self.try_write(buf, offset),
-            Err(e) if e.kind() == ErrorKind::OutOfMetadataSpace && self.backing.make_metadata_room()? => {
-                self.try_write(buf, offset)
-            }
-            done => done,
-        };
-        done.inspect_err(|e| {
-            if e.kind() == ErrorKind::OutOfDataSpace {
-                self.backing.out_of_space(e);
-            }
-        })
+        self.try_write(buf, offset)
     }
 
     fn try_write(&self, buf: &[u8], offset: u64) -> Result<()> {
@@ -69,6 +95,9 @@ impl ThinVolume {
         let runs = self.backing.reserve(needed)?;
         let targets = self.targets(buf.len(), offset, &runs);
         if let Err(e) = self.write_data(buf, &targets) {
+            if e.kind() == ErrorKind::OutOfDataSpace {
+                self.backing.full_below();
+            }
             self.backing.abandon(&runs);
             return Err(e.doing(format_args!("write device {}", self.id)));
         }

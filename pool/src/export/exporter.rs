@@ -8,6 +8,7 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
@@ -88,8 +89,51 @@ pub struct DirectToken {
     pub blocks: u32,
 }
 
+/// What to do with writes that find no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct NoSpace {
+    /// How long such a write waits for room before it gets ENOSPC; zero: no longer than for what is on its way
+    /// back already.
+    pub wait: Duration,
+    /// Most bytes of waiting writes in memory; a write beyond gets ENOSPC at once.
+    pub memory: ByteCount,
+}
+
+impl Default for NoSpace {
+    fn default() -> Self {
+        Self { wait: Duration::ZERO, memory: ByteCount(128 << 20) }
+    }
+}
+
+/// What a write that found no room may hope for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outlook {
+    /// Room is on its way back; [`Exporter::room_changed`] tells when it is worth another try.
+    Coming,
+    /// Nothing is on its way; if there is room again, [`Exporter::room_changed`] tells.
+    None,
+    /// The layer below is full. It has room again without telling anybody.
+    Silent,
+}
+
 /// A thin device of an engine, as an exporter sees it.
 pub trait Volume: BlockDevice {
+    /// As `write_at`, but never waits for room: `OutOfDataSpace` and `OutOfMetadataSpace` come at once. Then nothing
+    /// is held, and the call may be repeated.
+    fn write_now(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.write_at(buf, offset)
+    }
+
+    /// As `write_zeroes`, but never waits for room; see [`Volume::write_now`].
+    fn write_zeroes_now(&self, offset: u64, len: u64) -> Result<()> {
+        self.write_zeroes(offset, len)
+    }
+
+    /// What to hope for after one of the two answered `error`; starts what brings room if there is such a thing.
+    fn outlook(&self, _error: &Error) -> Outlook {
+        Outlook::None
+    }
+
     /// If every byte of the request stands on the data descriptor as it is (or reads as zeroes), fills
     /// `extents` and returns a token that keeps the mapping in place; never blocks, never allocates.
     /// `None`: use the blocking calls.
@@ -155,6 +199,17 @@ pub trait Exporter: Send + Sync {
 
     /// The devices shown, ascending, with true for those that some process has open or mounted.
     fn attached(&self) -> Vec<(DeviceId, bool)>;
+
+    /// Room may have appeared, or what was on its way back has come: waiting writes are worth a try.
+    fn room_changed(&self) {}
+
+    /// Writes that wait for room, and the bytes that they hold.
+    fn waiting(&self) -> (u64, ByteCount) {
+        (0, ByteCount(0))
+    }
+
+    /// What to do with writes that find no room, from here on.
+    fn set_no_space(&self, _policy: NoSpace) {}
 
     /// Detaches everything and takes down what stands behind it. Errors: `InUse` if a device is open.
     fn shutdown(&self) -> Result<()>;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::export::exporter::{Exporter, Volume};
+use crate::export::exporter::{Exporter, NoSpace, Volume};
 use crate::export::fuse::{MountState, Node, Nodes, Serving, Session, detach_mount, make_dir, mount_state};
 use crate::export::loop_device::{AttachOptions, LoopDevice, Users, devices_below};
 use crate::thin_pool::Access;
@@ -33,12 +33,14 @@ pub struct FuseOptions {
     pub event_threads: usize,
     /// Threads for requests that must block (a new block, a copy, a flush), 1 …= 64.
     pub worker_threads: usize,
+    /// What to do with writes that find no room, until [`Exporter::set_no_space`].
+    pub no_space: NoSpace,
 }
 
 impl FuseOptions {
     /// The values that measured best on small machines, for the directory `dir`.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), event_threads: 1, worker_threads: 8 }
+        Self { dir: dir.into(), event_threads: 1, worker_threads: 8, no_space: NoSpace::default() }
     }
 }
 
@@ -79,6 +81,7 @@ impl FuseExporter {
         make_dir(&dir)?;
         let session = Session::mount(&dir, options.event_threads)?;
         let nodes = Arc::new(Nodes::default());
+        nodes.lot.set_policy(options.no_space);
         let serving = match Serving::start(session, &nodes, options.worker_threads) {
             Ok(serving) => serving,
             Err(error) => {
@@ -275,6 +278,18 @@ impl Exporter for FuseExporter {
             .collect();
         let users = Users::look();
         list.into_iter().map(|(id, number)| (id, number.is_none_or(|number| users.contains(number)))).collect()
+    }
+
+    fn room_changed(&self) {
+        self.nodes.lot.ring();
+    }
+
+    fn waiting(&self) -> (u64, ByteCount) {
+        self.nodes.lot.waiting()
+    }
+
+    fn set_no_space(&self, policy: NoSpace) {
+        self.nodes.lot.set_policy(policy);
     }
 
     fn shutdown(&self) -> Result<()> {

@@ -16,11 +16,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::export::NoSpace;
 use crate::host::protocol::{
     ANSWER_MAX, Answer, Call, HostInfo, Outcome, REQUEST_MAX, Reception, Request, StopOutcome, VERSION, broken, hello,
     open_welcome, receive, receive_frame, send, send_frame,
 };
-use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolStatus};
+use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolStatus, Steady};
 use crate::thin_pool::{Access, ThinPool};
 use crate::units::{ByteCount, DeviceId};
 
@@ -327,6 +328,28 @@ impl ThinPool for HostClient {
 
     fn grow(&self, data: Option<ByteCount>, metadata: Option<ByteCount>) -> Result<()> {
         self.done("grow the pool", &Call::Grow { data, metadata })
+    }
+
+    fn trim(&self) -> Result<ByteCount> {
+        match self.call("trim the pool", &Call::Trim)? {
+            Answer::Bytes(bytes) => Ok(bytes),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn set_no_space(&self, policy: NoSpace) -> Result<()> {
+        self.done("say what to do with writes that find no room", &Call::SetNoSpace(policy))
+    }
+
+    fn wait_status(&self, steady: &Steady, timeout: Duration) -> Result<PoolStatus> {
+        match self.call("wait for news of the pool", &Call::WaitStatus { steady: *steady, timeout })? {
+            Answer::Status(status) => Ok(status),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn interrupt_waits(&self) -> Result<()> {
+        self.done("interrupt those who wait for news", &Call::InterruptWaits)
     }
 
     fn begin_view(&self) -> Result<MetadataView> {

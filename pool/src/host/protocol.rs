@@ -7,18 +7,20 @@
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind};
-use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolStatus};
+use crate::export::NoSpace;
+use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolStatus, Steady};
 use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
 
 /// Changes with every change of a type below.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// The first bytes of a hello.
 const MAGIC: [u8; 8] = *b"thinpool";
 /// Most bytes in a request: the largest has two sizes in it.
@@ -115,6 +117,10 @@ pub(super) enum Call {
     Grow { data: Option<ByteCount>, metadata: Option<ByteCount> },
     BeginView,
     EndView(u64),
+    Trim,
+    SetNoSpace(NoSpace),
+    WaitStatus { steady: Steady, timeout: Duration },
+    InterruptWaits,
 }
 
 /// The value that a call gives back.

@@ -1,6 +1,7 @@
 //! Answers calls on the pool, and decides whether the host may end.
 
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -9,6 +10,9 @@ use crate::export::Exporter;
 use crate::host::protocol::{Answer, Call, Failure, HostInfo, Outcome, Request, StopOutcome, boot_id};
 use crate::thin_pool::ThinPool;
 use crate::units::DeviceId;
+
+/// Longest wait for news in one call; the client asks again.
+const WAIT_STATUS_MAX: Duration = Duration::from_secs(60);
 
 /// The pool as the connections' threads see it.
 pub(super) struct Service {
@@ -75,6 +79,7 @@ impl Service {
         }
         if busy.is_empty() {
             *stopping = true;
+            self.pool.interrupt_waits()?;
             self.ring();
             return Ok(StopOutcome::Stopping);
         }
@@ -96,6 +101,10 @@ impl Service {
     pub(super) fn answer(&self, request: Request) -> Outcome {
         let result = match request {
             Request::StopIfIdle => self.stop_if_idle().map(Answer::Stop),
+            // These last: the end of the host does not wait for them, it interrupts them.
+            Request::Pool(call @ (Call::WaitStatus { .. } | Call::Trim)) if !self.is_stopping() => {
+                perform(self.pool.as_ref(), call)
+            }
             Request::Pool(call) => {
                 let stopping = self.stopping.read().unwrap_or_else(PoisonError::into_inner);
                 if *stopping {
@@ -127,5 +136,11 @@ fn perform(pool: &dyn ThinPool, call: Call) -> Result<Answer> {
         Call::Grow { data, metadata } => pool.grow(data, metadata).map(|()| Answer::Done)?,
         Call::BeginView => Answer::View(pool.begin_view()?),
         Call::EndView(number) => Answer::Whole(pool.end_view(number)?),
+        Call::Trim => Answer::Bytes(pool.trim()?),
+        Call::SetNoSpace(policy) => pool.set_no_space(policy).map(|()| Answer::Done)?,
+        Call::WaitStatus { steady, timeout } => {
+            Answer::Status(pool.wait_status(&steady, timeout.min(WAIT_STATUS_MAX))?)
+        }
+        Call::InterruptWaits => pool.interrupt_waits().map(|()| Answer::Done)?,
     })
 }

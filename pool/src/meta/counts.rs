@@ -257,6 +257,16 @@ impl Counts {
         true
     }
 
+    /// Reserves the first available blocks from `from` on: start and length, at most `most`.
+    pub(crate) fn claim_next(&mut self, from: u64, most: u64) -> Option<(u64, u64)> {
+        let start = self.unavailable.first_absent(from..self.total())?;
+        let len = self.unavailable.absent_run(start, most.max(1));
+        for block in start..start + len {
+            self.unavailable.insert(block);
+        }
+        Some((start, len))
+    }
+
     /// True if the block is held by a reservation, and by nothing else.
     pub(crate) fn is_reserved(&self, block: u64) -> bool {
         block < self.total() && self.count(block) == 0 && self.unavailable.contains(block)

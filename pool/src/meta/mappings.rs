@@ -72,6 +72,14 @@ impl Metadata {
         Ok(DataRun { start: DataBlock(start), len })
     }
 
+    /// Reserves the first available blocks from `from` on, at most `most`; unlike [`reserve_data`](Self::reserve_data)
+    /// it leaves the allocator where it stands. `None`: there are none.
+    pub fn reserve_next(&mut self, from: DataBlock, most: u64) -> Option<DataRun> {
+        self.check_writable("reserve data blocks").ok()?;
+        let (start, len) = self.transaction.data.claim_next(from.0, most)?;
+        Some(DataRun { start: DataBlock(start), len })
+    }
+
     /// Reserves exactly these blocks: for an owner that remembers a reservation of its predecessor. Errors:
     /// `Invalid`, with nothing changed, unless all of them are available.
     pub fn reserve_exactly(&mut self, run: DataRun) -> Result<()> {
@@ -149,7 +157,7 @@ impl Metadata {
             return Ok(0);
         }
         let count = (keys.end - keys.start).min(device.details.mapped_blocks);
-        self.check_room(&doing, &self.demand_remove(&device, 1, count), Reserve::Keep)?;
+        self.check_room(&doing, &self.demand_remove(&device, 1, count), Reserve::Half)?;
         self.alter(|this| {
             let count = this.with_tree(id, device, |transaction, root| {
                 let removed = remove(transaction, TreeKind::Mapping, root, keys)?;

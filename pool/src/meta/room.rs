@@ -38,6 +38,9 @@ pub(in crate::meta) struct Demand {
 pub(in crate::meta) enum Reserve {
     /// The change uses space: the reserve stays.
     Keep,
+    /// The change takes mappings away, and may have to copy nodes that others share: half of the reserve is there
+    /// for it, so that a trim of one device leaves enough to delete another.
+    Half,
     /// The change gives space back: the reserve is there for it.
     Use,
 }
@@ -150,7 +153,8 @@ impl Metadata {
     pub(in crate::meta) fn check_room(&self, doing: &str, demand: &Demand, reserve: Reserve) -> Result<()> {
         let kept = match reserve {
             Reserve::Keep if !self.spends_reserve => self.reserve(),
-            Reserve::Keep | Reserve::Use => 0,
+            Reserve::Half if !self.spends_reserve => self.reserve() / 2,
+            Reserve::Keep | Reserve::Half | Reserve::Use => 0,
         };
         let wanted = demand.blocks + self.commit_worst_case(demand) + kept;
         let metadata = &self.transaction.metadata;

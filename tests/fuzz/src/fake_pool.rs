@@ -126,6 +126,7 @@ impl ThinPool for FakePool {
             devices: state.devices.len() as u64,
             active_devices: state.active.len() as u64,
             metadata_snapshot: false,
+            room: thinsnap_pool::Room::default(),
         })
     }
 

@@ -1,5 +1,6 @@
 //! A FUSE filesystem with a file per shown device.
 mod arena;
+mod lot;
 mod mailbox;
 mod node;
 mod requests;

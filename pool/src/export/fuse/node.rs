@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
 use crate::export::exporter::Volume;
+use crate::export::fuse::lot::Lot;
 use crate::export::fuse::wire::{Attributes, ROOT_NODE};
 use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
@@ -70,6 +71,8 @@ pub(in crate::export) struct Nodes {
     by_number: RwLock<HashMap<u64, Arc<Node>>>,
     openings: Mutex<Openings>,
     changed: Condvar,
+    /// The writes on them that wait for room.
+    pub(in crate::export) lot: Lot,
 }
 
 impl Nodes {

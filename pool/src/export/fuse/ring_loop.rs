@@ -287,7 +287,8 @@ impl RingLoop {
         let node = transfer.node;
         let errno = if sound { 0 } else { libc::EIO };
         let done = [0; EXTENTS_MAX];
-        self.slots[slot].moving = Some(Moving { node, token, direction, extents, done, pending: 0, errno, len });
+        self.slots[slot].moving =
+            Some(Moving { node, token, direction, extents, done, pending: 0, errno, offset, len });
         if sound {
             for extent in 0..extents.as_slice().len() {
                 if extents.as_slice()[extent].offset.is_some() {
@@ -352,6 +353,11 @@ impl RingLoop {
         let Some(moving) = place.moving.take_if(|moving| moving.pending == 0) else { return };
         moving.node.volume.end_direct(moving.token);
         let (errno, direction, len) = (moving.errno, moving.direction, moving.len);
+        if (errno, direction) == (libc::ENOSPC, Direction::Write) && !self.ending {
+            // The file system below is full: the blocking way knows what to do about that.
+            let Moving { node, offset, .. } = moving;
+            return self.lend(slot, Errand::Transfer(Transfer { node, direction, offset, len }));
+        }
         // Before the answer: see the invariant of the table of files.
         drop(moving);
         let body = match direction {

@@ -53,6 +53,7 @@ pub(super) struct Moving {
     pub(super) pending: usize,
     /// The first errno, 0 while all is well.
     pub(super) errno: i32,
+    pub(super) offset: u64,
     pub(super) len: u32,
 }
 

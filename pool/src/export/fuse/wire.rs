@@ -20,8 +20,9 @@ const MAJOR: u32 = 7;
 const MINOR_MIN: u32 = 31;
 const MINOR: u32 = 41;
 /// Requests that the kernel lets run in the background. Direct I/O of a loop device counts as background; the
-/// protocol's default of 12 would cap the queue depth.
-const BACKGROUND_MAX: u16 = 512;
+/// protocol's default of 12 would cap the queue depth. Writes that wait for room count too, and must leave room for
+/// the others.
+const BACKGROUND_MAX: u16 = 1024;
 
 const INIT_ASYNC_READ: u64 = 1 << 0;
 const INIT_BIG_WRITES: u64 = 1 << 5;

@@ -12,9 +12,10 @@ use nix::sys::uio::writev;
 use crate::error::{Error, Result};
 use crate::export::exporter::Direction;
 use crate::export::fuse::arena::Arena;
+use crate::export::fuse::lot::{self, Lot, Waiter};
 use crate::export::fuse::node::Nodes;
 use crate::export::fuse::requests::{Errand, Transfer, errno_of};
-use crate::export::fuse::wire::{answer_write, out_header};
+use crate::export::fuse::wire::out_header;
 use crate::export::residency::shun_memory_pressure;
 
 /// Where a slot goes back to when its request is answered.
@@ -86,6 +87,15 @@ impl Workers {
                 .map_err(|e| Error::io("start a worker thread of the exporter", e))?;
             workers.threads.push(thread);
         }
+        let shared = Arc::clone(&workers.shared);
+        let keeper = std::thread::Builder::new()
+            .name("pool-waiters".to_owned())
+            .spawn(move || {
+                shun_memory_pressure();
+                lot::keep(&shared.nodes.lot);
+            })
+            .map_err(|e| Error::io("start the thread of the writes that wait for room", e))?;
+        workers.threads.push(keeper);
         Ok(workers)
     }
 
@@ -98,6 +108,7 @@ impl Drop for Workers {
     fn drop(&mut self) {
         self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).open = false;
         self.shared.filled.notify_all();
+        self.shared.nodes.lot.stop();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a worker thread of the exporter panicked");
@@ -124,7 +135,7 @@ fn work(shared: &Shared) {
     while let Some(job) = next(shared) {
         match job {
             Job::Errand { unique, device, errand, slot } => {
-                let done = catch_unwind(AssertUnwindSafe(|| run(unique, &device, errand, &slot)));
+                let done = catch_unwind(AssertUnwindSafe(|| run(unique, &device, errand, &slot, &shared.nodes.lot)));
                 if done.is_err() {
                     // The volume broke a promise of its own. Its caller must not wait for ever; if the request
                     // was answered before the panic, the kernel refuses this second answer.
@@ -138,27 +149,33 @@ fn work(shared: &Shared) {
 
 /// Does an errand and answers it. The errand's file is let go before the answer: the kernel may release the file
 /// right after it, and then nothing but the table may hold the volume.
-pub(super) fn run(unique: u64, device: &OwnedFd, errand: Errand, slot: &LentSlot) {
+///
+/// A write that finds no room is parked, not waited for here: these threads and the slots are everybody's.
+fn run(unique: u64, device: &Arc<OwnedFd>, errand: Errand, slot: &LentSlot, lot: &Lot) {
     let (doing, outcome) = match errand {
+        Errand::Transfer(transfer @ Transfer { direction: Direction::Write, .. }) => {
+            // SAFETY: the slot was lent to this call alone; the kernel has no I/O on it while it is lent.
+            let payload = unsafe { slot.arena.payload(slot.slot, transfer.len as usize) };
+            let Transfer { node, offset, .. } = transfer;
+            return lot.write(Waiter { unique, device: Arc::clone(device), node }, offset, payload);
+        }
+        Errand::WriteZeroes(node, range) => {
+            return lot.write_zeroes(Waiter { unique, device: Arc::clone(device), node }, range);
+        }
         Errand::Transfer(transfer) => {
             // SAFETY: the slot was lent to this call alone; the kernel has no I/O on it while it is lent.
             let payload = unsafe { slot.arena.payload(slot.slot, transfer.len as usize) };
-            let outcome = run_transfer(&transfer, payload);
-            let (device_id, len, direction) = (transfer.node.id, transfer.len, transfer.direction);
+            let outcome = transfer.node.volume.read_at(payload, transfer.offset);
+            let id = transfer.node.id;
             drop(transfer);
-            match (outcome, direction) {
-                (Ok(()), Direction::Read) => return answer(device, unique, 0, payload),
-                (Ok(()), Direction::Write) => return answer(device, unique, 0, &answer_write(len)),
-                (Err(error), Direction::Read) => (format!("read device {device_id}"), Err(error)),
-                (Err(error), Direction::Write) => (format!("write device {device_id}"), Err(error)),
+            if outcome.is_ok() {
+                return answer(device, unique, 0, payload);
             }
+            (format!("read device {id}"), outcome)
         }
         Errand::Flush(node) => (format!("flush device {}", node.id), node.volume.flush()),
         Errand::Discard(node, range) => {
             (format!("discard in device {}", node.id), node.volume.discard(range.offset, range.len))
-        }
-        Errand::WriteZeroes(node, range) => {
-            (format!("zero in device {}", node.id), node.volume.write_zeroes(range.offset, range.len))
         }
     };
     match outcome {
@@ -167,13 +184,6 @@ pub(super) fn run(unique: u64, device: &OwnedFd, errand: Errand, slot: &LentSlot
             tracing::warn!(kind = ?error.kind(), "{doing}: {error}");
             answer(device, unique, errno_of(error.kind()), &[]);
         }
-    }
-}
-
-fn run_transfer(transfer: &Transfer, payload: &mut [u8]) -> Result<()> {
-    match transfer.direction {
-        Direction::Read => transfer.node.volume.read_at(payload, transfer.offset),
-        Direction::Write => transfer.node.volume.write_at(payload, transfer.offset),
     }
 }
 
