@@ -3,6 +3,8 @@
 //! Everything has a default; `thinsnap serve --root DIR --size 100G` needs no file. A field that is not known
 //! is refused with the nearest one that is: a misspelt floor must not silently be no floor.
 
+mod limits;
+
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -10,8 +12,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thinsnap_pool::{BlockSize, ByteCount};
 
+use crate::config::limits::{IMPORT_FIELDS, Number};
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{FsType, Space};
+
+pub use limits::Limits;
 
 /// Where pool and records stand if nobody says otherwise.
 pub const ROOT_DEFAULT: &str = "/var/lib/thinsnap";
@@ -97,6 +102,8 @@ pub struct Config {
     pub socket: SocketConfig,
     /// Profiles and floors.
     pub snapshotter: SnapshotterConfig,
+    /// What an import may ask of us.
+    pub import: Limits,
     /// Log filter, as `tracing` reads it: `info`, `thinsnap=debug`.
     pub log_level: String,
     /// Log format.
@@ -135,6 +142,7 @@ struct File {
     pool: PoolTable,
     socket: SocketTable,
     floors: FloorsTable,
+    import: BTreeMap<String, Number>,
     log: LogTable,
     default: ProfileTable,
     snapshotter: BTreeMap<String, ProfileTable>,
@@ -179,7 +187,8 @@ struct ProfileTable {
     size: Option<String>,
 }
 
-const TOP_FIELDS: [&str; 8] = ["root", "run_dir", "pool", "socket", "floors", "log", "default", "snapshotter"];
+const TOP_FIELDS: [&str; 9] =
+    ["root", "run_dir", "pool", "socket", "floors", "import", "log", "default", "snapshotter"];
 const POOL_FIELDS: [&str; 5] = ["size", "metadata_size", "block_size", "data_device", "metadata_device"];
 const SOCKET_FIELDS: [&str; 3] = ["path", "mode", "group"];
 const FLOORS_FIELDS: [&str; 2] = ["data", "metadata"];
@@ -247,6 +256,7 @@ impl Config {
             pool,
             socket,
             snapshotter,
+            import: Limits::of_table(file.import)?,
             log_level: overrides.log_level.or(file.log.level).unwrap_or_else(|| "info".to_owned()),
             log_format: overrides.log_format.or(file.log.format).unwrap_or(LogFormat::Text),
         })
@@ -354,6 +364,7 @@ fn refuse_unknown_fields(table: &toml::Table) -> Result<()> {
         ("pool", POOL_FIELDS.as_slice()),
         ("socket", &SOCKET_FIELDS),
         ("floors", &FLOORS_FIELDS),
+        ("import", &IMPORT_FIELDS),
         ("log", &LOG_FIELDS),
         ("default", &PROFILE_FIELDS),
     ] {

@@ -15,6 +15,8 @@ mod archive_layout;
 mod archive_pool;
 #[path = "support/archive_tree.rs"]
 mod archive_tree;
+#[path = "support/archive_tricks.rs"]
+mod archive_tricks;
 #[path = "import/archives.rs"]
 mod archives;
 #[path = "import/containers.rs"]
@@ -23,5 +25,7 @@ mod containers;
 mod killed;
 #[path = "import/layers.rs"]
 mod layers;
+#[path = "import/limits.rs"]
+mod limits;
 #[path = "import/trees.rs"]
 mod trees;

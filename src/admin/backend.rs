@@ -12,7 +12,7 @@ use thinsnap_pool::{ConnectOptions, HostClient, PoolPaths, SpawnOptions, StopOut
 
 use crate::admin::metadata::MetadataReader;
 use crate::admin::pool_files::{self, pool_paths_of, private_dir};
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::container::Containers;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Images;
@@ -41,6 +41,7 @@ pub struct Backend {
     host: Arc<HostClient>,
     snapshotter: Arc<Snapshotter>,
     images: Images,
+    import_limits: Limits,
     containers: Containers,
 }
 
@@ -67,7 +68,8 @@ impl Backend {
         tracing::info!(host = host.info().pid, limbo_drained = recovered.limbo_drained, "opened the pool");
         let images = Images::open(Arc::clone(&snapshotter), store.clone(), &config.root.join("work"))?;
         let containers = Containers::new(Arc::clone(&snapshotter), store);
-        Ok(Self { root: config.root.clone(), host, snapshotter, images, containers })
+        let import_limits = config.import.clone();
+        Ok(Self { root: config.root.clone(), host, snapshotter, images, import_limits, containers })
     }
 
     /// The root directory.
@@ -92,6 +94,12 @@ impl Backend {
     #[must_use]
     pub fn images(&self) -> &Images {
         &self.images
+    }
+
+    /// What an import may ask of us.
+    #[must_use]
+    pub fn import_limits(&self) -> &Limits {
+        &self.import_limits
     }
 
     /// The containers.

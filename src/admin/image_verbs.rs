@@ -8,10 +8,11 @@ use crate::admin::snapshot_verbs::time_text;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{ImageRecord, Images, ImportRequest, Limits, Phase, Platform, Progress};
 
-/// Imports; `report` gets the progress and says whether to go on.
+/// Imports within `limits`; `report` gets the progress and says whether to go on.
 pub(super) fn import(
     images: &Images,
     request: api::ImageImportRequest,
+    limits: Limits,
     report: impl Fn(api::Progress) -> ControlFlow<()> + Sync,
 ) -> Result<api::ImageImported> {
     let source = PathBuf::from(request.source);
@@ -26,7 +27,7 @@ pub(super) fn import(
         name: request.name,
         reference: request.reference,
         platform: request.platform.map(|text| text.parse::<Platform>()).transpose()?,
-        limits: Limits::default(),
+        limits,
     };
     let imported = images.import(&request, &|progress| report(shown(progress)))?;
     Ok(api::ImageImported {

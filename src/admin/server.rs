@@ -156,7 +156,7 @@ impl Admin for AdminService {
         let reply = |step| api::ImageImportReply { step: Some(step) };
         Ok(streamed(&self.backend, &self.calls, "image import", move |backend, reports| {
             let report = |progress| reports.latest(reply(Step::Progress(progress)));
-            let imported = image_verbs::import(backend.images(), request, report)?;
+            let imported = image_verbs::import(backend.images(), request, backend.import_limits().clone(), report)?;
             Ok(Some(reply(Step::Imported(imported))))
         }))
     }

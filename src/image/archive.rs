@@ -6,12 +6,12 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::config::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::blob::{Blob, BlobReader};
 use crate::image::compression::Compression;
 use crate::image::files::{Files, Looks, look_into, may_be_layout};
 use crate::image::layer::Layer;
-use crate::image::limits::Limits;
 use crate::image::plan::{Plan, Wanted};
 use crate::image::progress::{Phase, Progress, ProgressFn, REPORT_EVERY};
 use crate::image::tar::ArchiveSource;
@@ -31,7 +31,7 @@ pub(super) fn open(source: &Path, wanted: Wanted<'_>, work_dir: &Path, progress:
     let opening = Opening { source, wanted, work_dir, progress };
     opening.report(0, metadata.len())?;
     let file = File::open(source).map_err(|error| Error::io(format!("open {shown}"), error))?;
-    let file = if metadata.is_file() { file } else { opening.spool(file, 0)? };
+    let file = if metadata.is_file() { file } else { opening.spool(file, u64::MAX)? };
     opening.plan(Arc::new(file)).map_err(|error| error.doing(shown))
 }
 
@@ -40,7 +40,7 @@ fn plan_directory(files: &Files, wanted: Wanted<'_>) -> Result<Plan> {
         return oci::plan(files, wanted);
     }
     if files.find("manifest.json")?.is_some() {
-        docker::check_directory(files, wanted.limits.document_bytes)?;
+        docker::check_directory(files, wanted.limits)?;
         return docker::plan(files, wanted);
     }
     Err(Error::new(ErrorKind::BadArchive, "the directory is not an OCI layout: it has no file \"oci-layout\"")
@@ -70,7 +70,7 @@ impl Opening<'_> {
                     return Ok(self.plan_rootfs(whole));
                 }
                 // A layout is read here and there, so it is unpacked first; a root file system is read once.
-                Arc::new(self.spool(self.unpack(&whole, compression)?, 0)?)
+                Arc::new(self.spool(self.unpack(&whole, compression)?, len)?)
             }
         };
         match look_into(&plain, self.wanted.limits)? {
@@ -96,13 +96,15 @@ impl Opening<'_> {
         }
     }
 
-    /// Copies a stream to a temporary file without a name.
-    fn spool(&self, mut stream: impl Read, total: u64) -> Result<File> {
+    /// Copies a stream to a temporary file without a name. `packed`: the bytes that it comes from.
+    fn spool(&self, mut stream: impl Read, packed: u64) -> Result<File> {
         let path = self.work_dir.join(format!("{SPOOL_PREFIX}{}", uuid::Uuid::new_v4()));
         let failed = |error| Error::io(format!("write the temporary file {}", path.display()), error);
         let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(failed)?;
         std::fs::remove_file(&path).map_err(failed)?;
-        let max = self.wanted.limits.total.0;
+        let limits = self.wanted.limits;
+        let by_ratio = packed.saturating_mul(limits.ratio).max(limits.ratio_free.0);
+        let (max, field) = if by_ratio < limits.total.0 { (by_ratio, "ratio") } else { (limits.total.0, "total") };
         let (mut done, mut reported) = (0u64, 0u64);
         let mut buffer = vec![0; 256 << 10];
         loop {
@@ -116,12 +118,12 @@ impl Opening<'_> {
             file.write_all(&buffer[..read]).map_err(failed)?;
             done += read as u64;
             if done > max {
-                return Err(Error::new(ErrorKind::BadArchive, format!("the archive unpacks to more than {max} bytes"))
-                    .advise("raise the limit if you trust the image"));
+                let reason = Limits::over(field, format_args!("the archive unpacks to more than {max} bytes"));
+                return Err(Error::new(ErrorKind::BadArchive, reason));
             }
             if done - reported >= REPORT_EVERY {
                 reported = done;
-                self.report(done, total)?;
+                self.report(done, 0)?;
             }
         }
     }
@@ -170,14 +172,6 @@ pub(super) fn remove_spools(work_dir: &Path) -> std::io::Result<()> {
         if entry.file_name().to_string_lossy().starts_with(SPOOL_PREFIX) {
             std::fs::remove_file(entry.path())?;
         }
-    }
-    Ok(())
-}
-
-/// True if nothing in `limits` contradicts itself; for callers that let people set them.
-pub(super) fn check_limits(limits: &Limits) -> Result<()> {
-    if limits.entries == 0 || limits.layers == 0 || limits.path_bytes == 0 || limits.ratio == 0 {
-        return Err(Error::new(ErrorKind::InvalidArgument, "a limit of zero would refuse every image"));
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use crate::config::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::compression::{Compression, MAGIC_BYTES};
 use crate::image::digest::Digest;
@@ -43,11 +44,11 @@ impl Blob {
         BlobReader { blob: self, at: 0 }
     }
 
-    /// All of it, for a JSON document of at most `bytes_max` bytes; checked against `digest` if there is one.
-    pub(super) fn document(&self, bytes_max: u64, digest: Option<&Digest>) -> Result<Vec<u8>> {
-        if self.len > bytes_max {
-            let reason = format!("{} has {} bytes; documents end at {bytes_max}", self.name, self.len);
-            return Err(Error::new(ErrorKind::BadArchive, reason));
+    /// All of it, for a JSON document within `limits`; checked against `digest` if there is one.
+    pub(super) fn document(&self, limits: &Limits, digest: Option<&Digest>) -> Result<Vec<u8>> {
+        if self.len > limits.document_bytes {
+            let reason = format!("{} has {} bytes; documents end at {}", self.name, self.len, limits.document_bytes);
+            return Err(Error::new(ErrorKind::BadArchive, Limits::over("document_bytes", reason)));
         }
         let mut bytes = Vec::new();
         self.reader().read_to_end(&mut bytes).map_err(|error| Error::io(format!("read {}", self.name), error))?;

@@ -1,5 +1,6 @@
 //! The format of `docker save`: `manifest.json` names a configuration and the layers' tars by path.
 
+use crate::config::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::digest::Digest;
 use crate::image::files::Files;
@@ -20,7 +21,7 @@ struct Saved {
 /// form names them by digest.
 pub(super) fn plan(files: &Files, wanted: Wanted<'_>) -> Result<Plan> {
     let limits = wanted.limits;
-    let list = files.get("manifest.json")?.document(limits.document_bytes, None)?;
+    let list = files.get("manifest.json")?.document(limits, None)?;
     let mut list: Vec<Saved> = json(&list, "manifest.json")?;
     if let Some(reference) = wanted.reference {
         let offered: Vec<String> = list.iter().flat_map(Saved::names).collect();
@@ -35,7 +36,7 @@ pub(super) fn plan(files: &Files, wanted: Wanted<'_>) -> Result<Plan> {
         return Err(no_such_reference(None, &list.iter().flat_map(Saved::names).collect::<Vec<_>>()));
     };
     let told = digest_in_name(&saved.config);
-    let bytes = files.get(&saved.config)?.document(limits.document_bytes, told.as_ref())?;
+    let bytes = files.get(&saved.config)?.document(limits, told.as_ref())?;
     let config = Config::parse(&bytes, &saved.config)?;
     let (offered, platform) = (config.platform(), wanted.platform());
     if !platform.accepts(&offered) {
@@ -79,8 +80,8 @@ fn digest_in_name(path: &str) -> Option<Digest> {
 }
 
 /// Errors unless `manifest.json` is that of `docker save`: others use the name too.
-pub(super) fn check_directory(files: &Files, document_bytes: u64) -> Result<()> {
-    let bytes = files.get("manifest.json")?.document(document_bytes, None)?;
+pub(super) fn check_directory(files: &Files, limits: &Limits) -> Result<()> {
+    let bytes = files.get("manifest.json")?.document(limits, None)?;
     serde_json::from_slice::<Vec<Saved>>(&bytes).map(drop).map_err(|error| {
         Error::with_source(ErrorKind::BadArchive, "manifest.json is not that of docker save", error)
             .advise("make an OCI layout or a docker archive of it, for instance with skopeo copy")

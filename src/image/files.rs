@@ -12,13 +12,13 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
+use crate::config::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::blob::Blob;
-use crate::image::limits::Limits;
 use crate::image::tar::{ArchiveSource, EndMark, EntryKind, TarReader};
 
-/// Members of an archive of images. 100,000: `docker save` writes three for each layer.
-const MEMBERS_MAX: usize = 100_000;
+/// Bytes of a member's name in an archive of images: names are held in memory, and programs write a digest or two.
+const MEMBER_NAME_MAX: usize = 1024;
 
 /// Symlinks followed from one member to another; `docker save` writes one.
 const ALIASES_MAX: usize = 8;
@@ -121,8 +121,12 @@ pub(super) fn look_into(file: &Arc<File>, limits: &Limits) -> Result<Looks> {
             EntryKind::Directory => continue,
             EntryKind::CharDevice | EntryKind::BlockDevice | EntryKind::Fifo => return Ok(Looks::RootFs),
         };
-        if members.len() >= MEMBERS_MAX {
-            return Ok(Looks::RootFs);
+        if path.len().max(entry.link.len()) > MEMBER_NAME_MAX {
+            return Err(entry.bad(format!("a name of more than {MEMBER_NAME_MAX} bytes in an archive of images")));
+        }
+        if members.len() >= limits.members {
+            let reason = format!("more than {} members in an archive of images", limits.members);
+            return Err(Error::new(ErrorKind::BadArchive, Limits::over("members", reason)));
         }
         members.insert(path, member);
     }

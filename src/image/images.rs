@@ -13,10 +13,10 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::config::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::archive::remove_spools;
 use crate::image::import::Import;
-use crate::image::limits::Limits;
 use crate::image::platform::Platform;
 use crate::image::progress::ProgressFn;
 use crate::image::record::{ImageRecord, LayerRecord, SPACE};

@@ -48,7 +48,7 @@ impl<'a> Import<'a> {
     pub(super) fn new(images: &'a Images, request: &'a ImportRequest, progress: ProgressFn<'a>) -> Result<Self> {
         // A bad name is told before an archive of gigabytes is read.
         request.name.as_deref().map_or(Ok(()), check_image_name)?;
-        archive::check_limits(&request.limits)?;
+        request.limits.check()?;
         let wanted = Wanted {
             reference: request.reference.as_deref(),
             platform: request.platform.as_ref(),
@@ -156,7 +156,7 @@ impl<'a> Working<'a> {
     fn lay_down(
         &self,
         layer: &Layer,
-        limits: &crate::image::limits::Limits,
+        limits: &crate::config::Limits,
         unpacked_max: u64,
         on_bytes: crate::image::layer::OnBytes<'_>,
         before_sync: impl FnOnce() -> Result<()>,

@@ -36,7 +36,7 @@ pub struct InspectedLayer {
 ///
 /// Errors: those of an import up to its first layer.
 pub fn inspect(request: &ImportRequest, work_dir: &Path) -> Result<Inspected> {
-    archive::check_limits(&request.limits)?;
+    request.limits.check()?;
     let wanted = Wanted {
         reference: request.reference.as_deref(),
         platform: request.platform.as_ref(),

@@ -18,12 +18,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
+use crate::config::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::apply::{Applied, unpack};
 use crate::image::blob::Blob;
 use crate::image::compression::Compression;
 use crate::image::digest::{Digest, Hasher};
-use crate::image::limits::Limits;
 use crate::image::progress::REPORT_EVERY;
 use crate::image::tar::{ArchiveSource, EndMark, TarReader};
 
@@ -137,7 +137,7 @@ impl Layer {
     fn lay_down_from(&self, source: Chunks, root: BorrowedFd<'_>, limits: &Limits) -> Result<(Applied, u64)> {
         let end_mark = if self.diff_id.is_some() { EndMark::Optional } else { EndMark::Required };
         let mut tar = TarReader::new(source, end_mark, limits);
-        let applied = unpack(&mut tar, root).map_err(|error| error.doing(&self.blob.name))?;
+        let applied = unpack(&mut tar, root, limits).map_err(|error| error.doing(&self.blob.name))?;
         let mut rest = tar.into_source();
         let unpacked_bytes = rest.drain().map_err(|error| error.doing(&self.blob.name))?;
         Ok((applied, unpacked_bytes))
@@ -282,10 +282,10 @@ impl Bound {
     fn new(layer: &Layer, limits: &Limits, unpacked_max: u64) -> Self {
         let by_ratio = layer.blob.len().saturating_mul(limits.ratio).max(limits.ratio_free.0);
         if by_ratio < unpacked_max {
-            let reason = format!("it unpacks to more than {} times its size", limits.ratio);
+            let reason = Limits::over("ratio", format_args!("it unpacks to more than {} times its size", limits.ratio));
             Self { bytes: by_ratio, reason }
         } else {
-            let reason = format!("the image unpacks to more than {} bytes", limits.total.0);
+            let reason = Limits::over("total", format_args!("the image unpacks to more than {} bytes", limits.total.0));
             Self { bytes: unpacked_max, reason }
         }
     }
@@ -336,7 +336,7 @@ impl BufRead for Chunks {
             self.taken += self.chunk.len() as u64;
             if self.taken > self.bound.bytes {
                 let error = Error::new(ErrorKind::BadArchive, self.bound.reason.clone());
-                return Err(io::Error::other(error.advise("raise the limit if you trust the image")));
+                return Err(io::Error::other(error));
             }
         }
         Ok(&self.chunk[self.at..])

@@ -4,18 +4,13 @@ use std::collections::HashMap;
 
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
 
+use crate::config::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::digest::Digest;
 use crate::image::files::Files;
 use crate::image::layer::Layer;
 use crate::image::plan::{Config, Plan, Wanted, json, no_such_platform, no_such_reference, text};
 use crate::image::platform::Platform;
-
-/// An index in an index in …: builders write two.
-const NESTING_MAX: usize = 4;
-
-/// Documents read to find one image: more than any registry lists platforms.
-const DOCUMENTS_MAX: usize = 1000;
 
 const INDEXES: [&str; 2] =
     ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
@@ -53,12 +48,12 @@ struct Layout<'a> {
 /// Finds the wanted image in an OCI layout.
 pub(super) fn plan(files: &Files, wanted: Wanted<'_>) -> Result<Plan> {
     let mut layout = Layout { files, wanted, documents: 0 };
-    let version = files.get("oci-layout")?.document(wanted.limits.document_bytes, None)?;
+    let version = files.get("oci-layout")?.document(wanted.limits, None)?;
     let version = json::<LayoutVersion>(&version, "oci-layout")?.image_layout_version;
     if !version.starts_with("1.") {
         return Err(Error::new(ErrorKind::Unsupported, format!("an OCI layout of version {version:?}")));
     }
-    let index = files.get("index.json")?.document(wanted.limits.document_bytes, None)?;
+    let index = files.get("index.json")?.document(wanted.limits, None)?;
     let index: ImageIndex = json(&index, "index.json")?;
     let tops: Vec<&Descriptor> = index.manifests().iter().filter(|top| !is_attestation(top)).collect();
     let offered: Vec<String> = tops.iter().flat_map(|top| shown_names(top)).collect();
@@ -96,6 +91,7 @@ impl Layout<'_> {
     fn follow(&mut self, descriptor: &Descriptor, depth: usize, found: &mut Vec<Found>) -> Result<()> {
         let media_type = descriptor.media_type().to_string();
         if MANIFESTS.contains(&media_type.as_str()) {
+            self.count_document()?;
             let platform = match descriptor.platform() {
                 Some(told) => platform_of(told),
                 None => self.platform_in_config(descriptor)?,
@@ -106,8 +102,9 @@ impl Layout<'_> {
         if !INDEXES.contains(&media_type.as_str()) {
             return Err(Error::new(ErrorKind::Unsupported, format!("a manifest of type {media_type:?}")));
         }
-        if depth >= NESTING_MAX {
-            let reason = format!("indexes in indexes, more than {NESTING_MAX} deep");
+        let deepest = self.wanted.limits.index_depth;
+        if depth >= deepest {
+            let reason = Limits::over("index_depth", format_args!("indexes in indexes, more than {deepest} deep"));
             return Err(Error::new(ErrorKind::BadArchive, reason));
         }
         let index: ImageIndex = json(&self.document(descriptor)?, descriptor.digest().as_ref())?;
@@ -166,17 +163,25 @@ impl Layout<'_> {
         Ok(Layer { blob, digest: Some(digest), diff_id: Some(diff_id) })
     }
 
-    /// The document that a descriptor names, its size and digest checked.
-    fn document(&mut self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+    /// One more document read or manifest found: an index of a few MiB names tens of thousands, and indexes may name
+    /// the same children again and again.
+    fn count_document(&mut self) -> Result<()> {
         self.documents += 1;
-        if self.documents > DOCUMENTS_MAX {
-            let reason = format!("more than {DOCUMENTS_MAX} documents about one image");
+        let most = self.wanted.limits.documents;
+        if self.documents > most {
+            let reason = Limits::over("documents", format_args!("more than {most} documents about one image"));
             return Err(Error::new(ErrorKind::BadArchive, reason));
         }
+        Ok(())
+    }
+
+    /// The document that a descriptor names, its size and digest checked.
+    fn document(&mut self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+        self.count_document()?;
         let digest = digest_of(descriptor)?;
         let blob = self.files.get(&path_of(&digest))?;
         blob.check_size(descriptor.size())?;
-        blob.document(self.wanted.limits.document_bytes, Some(&digest))
+        blob.document(self.wanted.limits, Some(&digest))
     }
 }
 

@@ -1,9 +1,9 @@
 //! What an archive turned out to hold: the layers to lay down, and what to keep on record about them.
 
+use crate::config::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::digest::Digest;
 use crate::image::layer::Layer;
-use crate::image::limits::Limits;
 use crate::image::platform::Platform;
 
 /// Which of the images in an archive is wanted.
@@ -77,7 +77,8 @@ impl Config {
             return Err(Error::new(ErrorKind::Unsupported, "an image without layers"));
         }
         if layers > limits.layers {
-            return Err(Error::new(ErrorKind::BadArchive, format!("{layers} layers; the limit is {}", limits.layers)));
+            let reason = Limits::over("layers", format_args!("{layers} layers; the limit is {}", limits.layers));
+            return Err(Error::new(ErrorKind::BadArchive, reason));
         }
         self.rootfs.diff_ids.iter().map(|text| text.parse()).collect()
     }

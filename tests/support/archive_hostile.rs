@@ -1,6 +1,7 @@
 //! Archives that mean harm, or are broken: what each does, and what must come of it.
 
 use crate::archive::{BLOCK, Member, Tar, gzip, header, number, pax_records, seal, zstd};
+use crate::archive_tricks::tricks;
 
 /// What must come of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,15 +22,15 @@ pub(crate) struct Hostile {
     pub(crate) outcome: Outcome,
 }
 
-fn refused(name: &'static str, bytes: Vec<u8>, why: &'static str) -> Hostile {
+pub(crate) fn refused(name: &'static str, bytes: Vec<u8>, why: &'static str) -> Hostile {
     Hostile { name, bytes, outcome: Outcome::Refused(why) }
 }
 
-fn inside(name: &'static str, bytes: Vec<u8>, path: &'static str) -> Hostile {
+pub(crate) fn inside(name: &'static str, bytes: Vec<u8>, path: &'static str) -> Hostile {
     Hostile { name, bytes, outcome: Outcome::Inside(path) }
 }
 
-fn of(members: impl IntoIterator<Item = Member>) -> Vec<u8> {
+pub(crate) fn of(members: impl IntoIterator<Item = Member>) -> Vec<u8> {
     members.into_iter().fold(Tar::default(), Tar::add).end()
 }
 
@@ -41,6 +42,7 @@ pub(crate) fn corpus(canary: &str) -> Vec<Hostile> {
     all.extend(headers());
     all.extend(sparse());
     all.extend(packing());
+    all.extend(tricks(canary));
     all
 }
 

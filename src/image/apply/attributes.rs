@@ -28,7 +28,7 @@ pub(super) type PassedOver = u64;
 /// Sets all that an entry tells on an open file or directory, but a directory's time: laying down its children changes it.
 pub(super) fn set_on_open(file: &File, entry: &Entry, merged: bool) -> Result<PassedOver> {
     fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
-        .map_err(|errno| failure(entry, "set the owner", errno))?;
+        .map_err(|errno| failure(&entry.path, "set the owner", errno))?;
     if merged {
         drop_others(file, entry)?;
     }
@@ -36,14 +36,14 @@ pub(super) fn set_on_open(file: &File, entry: &Entry, merged: bool) -> Result<Pa
     for (name, value) in &entry.xattrs {
         passed_over += allow_unknown(entry, name, value.len(), file.set_xattr(OsStr::from_bytes(name), value))?;
     }
-    fchmod(file, mode(entry)).map_err(|errno| failure(entry, "set the permissions", errno))?;
+    fchmod(file, mode(entry)).map_err(|errno| failure(&entry.path, "set the permissions", errno))?;
     Ok(passed_over)
 }
 
 /// Sets the time of an open file.
 pub(super) fn set_time_on_open(file: &File, entry: &Entry) -> Result<()> {
     let time = time(entry.mtime);
-    futimens(file, &time, &time).map_err(|errno| failure(entry, "set the time", errno))
+    futimens(file, &time, &time).map_err(|errno| failure(&entry.path, "set the time", errno))
 }
 
 /// Sets all that an entry tells on what cannot be opened: a symlink, a device, a fifo.
@@ -51,12 +51,12 @@ pub(super) fn set_on_name(parent: BorrowedFd<'_>, name: &CString, entry: &Entry,
     let name = name.as_c_str();
     let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
     fchownat(parent, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
-        .map_err(|errno| failure(entry, "set the owner", errno))?;
+        .map_err(|errno| failure(&entry.path, "set the owner", errno))?;
     let mut passed_over = 0;
     if !entry.xattrs.is_empty() {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(parent, name, flags, Mode::empty())
-            .map_err(|errno| failure(entry, "open it for its attributes", errno))?;
+            .map_err(|errno| failure(&entry.path, "open it for its attributes", errno))?;
         // The kernel sets attributes on open files or on paths; this path leads to the very inode, a symlink's too.
         let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
         for (attribute, value) in &entry.xattrs {
@@ -66,9 +66,9 @@ pub(super) fn set_on_name(parent: BorrowedFd<'_>, name: &CString, entry: &Entry,
     }
     if !is_link {
         fchmodat(parent, name, mode(entry), FchmodatFlags::NoFollowSymlink)
-            .map_err(|errno| failure(entry, "set the permissions", errno))?;
+            .map_err(|errno| failure(&entry.path, "set the permissions", errno))?;
     }
-    set_time(parent, name, entry.mtime).map_err(|errno| failure(entry, "set the time", errno))?;
+    set_time(parent, name, entry.mtime).map_err(|errno| failure(&entry.path, "set the time", errno))?;
     Ok(passed_over)
 }
 
@@ -85,7 +85,7 @@ pub(super) fn set_time(
 /// Takes away the attributes that a lower layer gave a directory and this entry does not: it tells them all. A label of the
 /// host's security module is the host's.
 fn drop_others(file: &File, entry: &Entry) -> Result<()> {
-    let failed = |error| io_failure(entry, "replace the extended attributes", error);
+    let failed = |error| io_failure(&entry.path, "replace the extended attributes", error);
     for name in file.list_xattr().map_err(failed)? {
         let told = entry.xattrs.iter().any(|(told, _)| told == name.as_bytes());
         if !told && name != "security.selinux" {
@@ -109,9 +109,11 @@ fn allow_unknown(entry: &Entry, name: &[u8], value_len: usize, set: std::io::Res
             let shown = String::from_utf8_lossy(name);
             Err(entry.bad(format!("its extended attribute {shown:?} is too large for the file system")))
         }
-        Err(error) => {
-            Err(io_failure(entry, &format!("set the extended attribute {:?}", String::from_utf8_lossy(name)), error))
-        }
+        Err(error) => Err(io_failure(
+            &entry.path,
+            &format!("set the extended attribute {:?}", String::from_utf8_lossy(name)),
+            error,
+        )),
     }
 }
 

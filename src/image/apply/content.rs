@@ -35,13 +35,14 @@ pub(super) fn write_content<R: ArchiveSource>(
                 return Err(entry.bad("its content ends early"));
             }
             let data = &buffer[..filled];
-            let written = write_around_zeros(file, at, data).map_err(|e| io_failure(entry, "write the file", e))?;
+            let written =
+                write_around_zeros(file, at, data).map_err(|e| io_failure(&entry.path, "write the file", e))?;
             end_written = written.unwrap_or(end_written);
             at += filled as u64;
         }
     }
     if end_written < entry.size {
-        file.set_len(entry.size).map_err(|e| io_failure(entry, "set the file's size", e))?;
+        file.set_len(entry.size).map_err(|e| io_failure(&entry.path, "set the file's size", e))?;
     }
     Ok(())
 }

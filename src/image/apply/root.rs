@@ -18,7 +18,6 @@ use nix::unistd::{Gid, Uid, fchownat};
 
 use crate::error::Result;
 use crate::image::apply::failure::failure;
-use crate::image::tar::Entry;
 
 /// Directories kept open. Archives name the entries of a directory one after another, so few suffice, and the process
 /// shares its limit of open files with others.
@@ -105,8 +104,8 @@ impl Root {
         self.parents.clear();
     }
 
-    /// The directory at `path`, as [`place`] gives it. `None` if it is not there and is to be left so.
-    pub(super) fn parent(&mut self, entry: &Entry, path: &[u8], missing: Missing) -> Result<Option<Rc<Parent>>> {
+    /// The directory at `path`, as [`place`] gives it, for the entry of the archive's path `entry`. `None` if it is not there and is to be left so.
+    pub(super) fn parent(&mut self, entry: &[u8], path: &[u8], missing: Missing) -> Result<Option<Rc<Parent>>> {
         if let Some(known) = self.parents.get(path) {
             return Ok(Some(Rc::clone(known)));
         }

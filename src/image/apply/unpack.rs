@@ -14,16 +14,14 @@ use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstatat, makedev, mkdirat, mknodat};
 use nix::unistd::{LinkatFlags, linkat, symlinkat};
 
+use crate::config::Limits;
 use crate::error::{Error, Result};
 use crate::image::apply::attributes::{set_on_name, set_on_open, set_time, set_time_on_open};
 use crate::image::apply::content::{BUFFER_SIZE, write_content};
 use crate::image::apply::failure::failure;
 use crate::image::apply::prune::{Laid, Pruned, is, prune, prune_content};
 use crate::image::apply::root::{Missing, Parent, Place, Root, c_name, place};
-use crate::image::tar::{ArchiveSource, Entry, EntryKind, TarReader};
-
-/// Bytes of paths of directories that wait for their times. They are held in memory; 256 MiB are millions of directories.
-const WAITING_BYTES_MAX: usize = 256 << 20;
+use crate::image::tar::{ArchiveSource, Entry, EntryKind, TarReader, bad_entry};
 
 /// Prefix of a name that hides the rest of it.
 const WHITEOUT: &[u8] = b".wh.";
@@ -44,13 +42,18 @@ pub(in crate::image) struct Applied {
 }
 
 /// Lays the whole archive down on the directory `root`. Errors name the entry; what was laid down before stays.
-pub(in crate::image) fn unpack<R: ArchiveSource>(reader: &mut TarReader<R>, root: BorrowedFd<'_>) -> Result<Applied> {
+pub(in crate::image) fn unpack<R: ArchiveSource>(
+    reader: &mut TarReader<R>,
+    root: BorrowedFd<'_>,
+    limits: &Limits,
+) -> Result<Applied> {
     let root = Root::new(root).map_err(|errno| Error::io("open the root directory of a layer", errno.into()))?;
     let mut unpacker = Unpacker {
         root,
         laid: Laid::default(),
         waiting: Vec::new(),
         waiting_bytes: 0,
+        waiting_bytes_max: limits.directory_bytes,
         buffer: vec![0; BUFFER_SIZE],
         applied: Applied::default(),
     };
@@ -64,10 +67,17 @@ struct Unpacker {
     root: Root,
     laid: Laid,
     /// Directories that get their times at the end.
-    waiting: Vec<Entry>,
-    waiting_bytes: usize,
+    waiting: Vec<Waiting>,
+    waiting_bytes: u64,
+    waiting_bytes_max: u64,
     buffer: Vec<u8>,
     applied: Applied,
+}
+
+/// A directory that gets its time at the end.
+struct Waiting {
+    path: Box<[u8]>,
+    mtime: (i64, u32),
 }
 
 /// What a removal leaves.
@@ -94,7 +104,7 @@ impl Unpacker {
         if name.starts_with(WHITEOUT) {
             return self.hide(entry, &parent_path, &name);
         }
-        let parent = self.root.parent(entry, &parent_path, Missing::Create)?;
+        let parent = self.root.parent(&entry.path, &parent_path, Missing::Create)?;
         let parent = parent.ok_or_else(|| entry.bad("its directory is missing"))?;
         let name = c_name(&name);
         match entry.kind {
@@ -131,7 +141,8 @@ impl Unpacker {
         if entry.kind != EntryKind::Directory {
             return Err(entry.bad("it would replace the root directory"));
         }
-        let directory = open_directory(self.root.as_fd(), c".").map_err(|errno| failure(entry, "open it", errno))?;
+        let directory =
+            open_directory(self.root.as_fd(), c".").map_err(|errno| failure(&entry.path, "open it", errno))?;
         self.applied.xattrs_passed_over += set_on_open(&directory, entry, true)?;
         self.wait(entry)
     }
@@ -145,10 +156,10 @@ impl Unpacker {
                 self.put(entry, parent, name, "create the directory", make)?;
                 false
             }
-            Err(errno) => return Err(failure(entry, "create the directory", errno)),
+            Err(errno) => return Err(failure(&entry.path, "create the directory", errno)),
         };
         let directory =
-            open_directory(parent.as_fd(), name).map_err(|errno| failure(entry, "open the directory", errno))?;
+            open_directory(parent.as_fd(), name).map_err(|errno| failure(&entry.path, "open the directory", errno))?;
         self.applied.xattrs_passed_over += set_on_open(&directory, entry, merged)?;
         self.wait(entry)
     }
@@ -172,10 +183,10 @@ impl Unpacker {
             Err(_) => return Err(entry.bad(format!("{target} holds \"..\""))),
         };
         let missing = || entry.bad(format!("{target} is not there"));
-        let from = self.root.parent(entry, &from_path, Missing::Leave)?.ok_or_else(missing)?;
+        let from = self.root.parent(&entry.path, &from_path, Missing::Leave)?.ok_or_else(missing)?;
         let found = match fstatat(from.as_fd(), from_name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
             Err(Errno::ENOENT) => return Err(missing()),
-            found => found.map_err(|errno| failure(entry, "look at the link's target", errno))?,
+            found => found.map_err(|errno| failure(&entry.path, "look at the link's target", errno))?,
         };
         if is(&found, SFlag::S_IFDIR) {
             return Err(entry.bad(format!("{target} is a directory")));
@@ -200,9 +211,9 @@ impl Unpacker {
         match make(parent.as_fd(), name) {
             Err(Errno::EEXIST) => {
                 self.remove(entry, parent, name, Keep::Nothing)?;
-                make(parent.as_fd(), name).map_err(|errno| failure(entry, doing, errno))
+                make(parent.as_fd(), name).map_err(|errno| failure(&entry.path, doing, errno))
             }
-            made => made.map_err(|errno| failure(entry, doing, errno)),
+            made => made.map_err(|errno| failure(&entry.path, doing, errno)),
         }
     }
 
@@ -212,7 +223,7 @@ impl Unpacker {
             Keep::Laid => Some(&self.laid),
         };
         let pruned = prune(parent.as_fd(), parent.ino(), name, laid)
-            .map_err(|errno| failure(entry, "remove what it replaces", errno))?;
+            .map_err(|errno| failure(&entry.path, "remove what it replaces", errno))?;
         match pruned {
             Pruned::Ways => self.root.forget(),
             Pruned::Nothing | Pruned::Files => {}
@@ -227,38 +238,38 @@ impl Unpacker {
             return Err(entry.bad("it is a whiteout that names nothing"));
         }
         // What is not there needs no hiding.
-        let Some(parent) = self.root.parent(entry, parent_path, Missing::Leave)? else { return Ok(()) };
+        let Some(parent) = self.root.parent(&entry.path, parent_path, Missing::Leave)? else { return Ok(()) };
         if name == WHITEOUT_OPAQUE {
             self.root.forget();
             return prune_content(parent.as_fd(), parent.ino(), &self.laid)
-                .map_err(|errno| failure(entry, "empty the directory", errno));
+                .map_err(|errno| failure(&entry.path, "empty the directory", errno));
         }
         self.remove(entry, &parent, &c_name(hidden), Keep::Laid)
     }
 
     fn wait(&mut self, entry: &Entry) -> Result<()> {
-        self.waiting_bytes += entry.path.len();
-        if self.waiting_bytes > WAITING_BYTES_MAX {
-            return Err(entry.bad("the paths of the layer's directories take more than 256 MiB"));
+        // The same directory may come any number of times, so the value itself counts too, and its place in the heap.
+        self.waiting_bytes += (entry.path.len() + 2 * size_of::<Waiting>()) as u64;
+        if self.waiting_bytes > self.waiting_bytes_max {
+            let reason = format!("the layer's directories take more than {} bytes of memory", self.waiting_bytes_max);
+            return Err(entry.bad(Limits::over("directory_bytes", reason)));
         }
-        let mut entry = entry.clone();
-        entry.xattrs = Vec::new();
-        self.waiting.push(entry);
+        self.waiting.push(Waiting { path: entry.path.clone().into_boxed_slice(), mtime: entry.mtime });
         Ok(())
     }
 
     /// Gives the directories their times. A later entry of the same directory comes later, and wins.
     fn finish(mut self) -> Result<Applied> {
-        for entry in std::mem::take(&mut self.waiting) {
-            let failed = |errno| failure(&entry, "set the directory's time", errno);
-            match place(&entry.path).map_err(|reason| entry.bad(reason))? {
-                Place::Root => set_time(self.root.as_fd(), c".", entry.mtime).map_err(failed)?,
+        for Waiting { path, mtime } in std::mem::take(&mut self.waiting) {
+            let failed = |errno| failure(&path, "set the directory's time", errno);
+            match place(&path).map_err(|reason| bad_entry(&path, reason))? {
+                Place::Root => set_time(self.root.as_fd(), c".", mtime).map_err(failed)?,
                 Place::In { parent, name } => {
                     // It may be gone: replaced by a later entry, or hidden.
-                    let Some(parent) = self.root.parent(&entry, &parent, Missing::Leave)? else { continue };
+                    let Some(parent) = self.root.parent(&path, &parent, Missing::Leave)? else { continue };
                     let name = c_name(&name);
                     if is_directory(parent.as_fd(), &name) {
-                        set_time(parent.as_fd(), &name, entry.mtime).map_err(failed)?;
+                        set_time(parent.as_fd(), &name, mtime).map_err(failed)?;
                     }
                 }
             }

@@ -5,6 +5,6 @@ mod pax;
 mod reader;
 mod sparse;
 
-pub(super) use entry::{Entry, EntryKind, shown};
+pub(super) use entry::{Entry, EntryKind, bad_entry, shown};
 pub(super) use reader::{ArchiveSource, EndMark, TarReader};
 pub(super) use sparse::Fragment;

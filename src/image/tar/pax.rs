@@ -1,7 +1,10 @@
 //! Records of a pax extended header: `LENGTH KEY=VALUE\n`, framed by length because values are binary.
 
+use std::collections::BTreeMap;
+
+use crate::config::Limits;
 use crate::image::tar::header::Field;
-use crate::image::tar::sparse::{Fragment, decimal, from_numbers};
+use crate::image::tar::sparse::{Fragment, decimal, from_numbers, too_many};
 
 /// What a pax header says about the member behind it. An absent or empty value leaves the block's own.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -50,12 +53,13 @@ fn records(mut data: &[u8]) -> Field<Vec<(&[u8], &[u8])>> {
 }
 
 /// Reads the header of one member.
-pub(super) fn parse(data: &[u8], fragments_max: usize, xattr_bytes_max: usize) -> Field<Pax> {
+pub(super) fn parse(data: &[u8], limits: &Limits) -> Field<Pax> {
     let mut pax = Pax::default();
     let mut sparse = PaxSparse::default();
     let (mut is_sparse, mut major_minor) = (false, (None, None));
     // 0.0 tells its map as a sequence of records whose order is their meaning.
     let mut numbers: Vec<u64> = Vec::new();
+    let mut xattrs: BTreeMap<&[u8], &[u8]> = BTreeMap::new();
     for (key, value) in records(data)? {
         let wrong = |reason: String| format!("pax record {}: {reason}", String::from_utf8_lossy(key));
         // A later record of the same key replaces an earlier one (POSIX); an empty value takes it away.
@@ -85,17 +89,24 @@ pub(super) fn parse(data: &[u8], fragments_max: usize, xattr_bytes_max: usize) -
             }
             _ => {
                 if let Some(attribute) = key.strip_prefix(b"SCHILY.xattr.") {
-                    if attribute.is_empty() || attribute.len() > XATTR_NAME_MAX || value.len() > xattr_bytes_max {
-                        return Err(wrong("the extended attribute has no name, or is too large".to_owned()));
+                    if attribute.is_empty() || attribute.len() > XATTR_NAME_MAX {
+                        return Err(wrong("the extended attribute has no name, or too long a one".to_owned()));
                     }
-                    pax.xattrs.retain(|(known, _)| known != attribute);
-                    pax.xattrs.push((attribute.to_vec(), value.to_vec()));
+                    if value.len() > limits.xattr_bytes {
+                        let reason = format!("the extended attribute is too large: {} bytes", value.len());
+                        return Err(wrong(Limits::over("xattr_bytes", reason)));
+                    }
+                    xattrs.insert(attribute, value);
+                    if xattrs.len() > limits.xattrs {
+                        let reason = format!("more than {} extended attributes", limits.xattrs);
+                        return Err(Limits::over("xattrs", reason));
+                    }
                 }
                 // What is left (comment, atime, uname, vendors' own) does not change what is unpacked.
             }
         }
-        if numbers.len() / 2 > fragments_max {
-            return Err(format!("more than {fragments_max} fragments in a sparse file"));
+        if numbers.len() / 2 > limits.sparse_fragments {
+            return Err(too_many(limits));
         }
     }
     sparse.map_in_content = match major_minor {
@@ -110,7 +121,7 @@ pub(super) fn parse(data: &[u8], fragments_max: usize, xattr_bytes_max: usize) -
         sparse.map = from_numbers(&numbers)?;
         pax.sparse = Some(sparse);
     }
-    pax.xattrs.sort();
+    pax.xattrs = xattrs.into_iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
     Ok(pax)
 }
 

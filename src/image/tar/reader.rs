@@ -4,13 +4,13 @@
 //! size that two headers tell differently without a rule, a record cut by a newline in a binary value, numbers cut to
 //! 64 bits, extended headers of any size in memory, global headers that change what others see.
 //!
-//! Invariants: a pax `size` always wins over the block's; memory is bounded by [`ReadLimits`]; whatever the bytes, the
+//! Invariants: a pax `size` always wins over the block's; memory is bounded by [`Limits`]; whatever the bytes, the
 //! answer is an entry, the end, or an error, never a panic.
 
 use std::io::{self, BufRead, Read};
 
+use crate::config::Limits;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::limits::Limits;
 use crate::image::tar::entry::{Entry, EntryKind, bad_entry};
 use crate::image::tar::header::{BLOCK_SIZE, Field, Header, bad_block};
 use crate::image::tar::pax::{self, Pax};
@@ -111,8 +111,7 @@ impl<R: ArchiveSource> TarReader<R> {
             match header.flag() {
                 b'x' => {
                     let data = self.read_extended(&header, block_at)?;
-                    let limits = &self.limits;
-                    let parsed = pax::parse(&data, limits.sparse_fragments, limits.xattr_bytes).map_err(of_block)?;
+                    let parsed = pax::parse(&data, &self.limits).map_err(of_block)?;
                     once(&mut before.pax, parsed).map_err(of_block)?;
                 }
                 b'g' => {
@@ -130,7 +129,8 @@ impl<R: ArchiveSource> TarReader<R> {
                 _ => {
                     self.entries += 1;
                     if self.entries > self.limits.entries {
-                        return Err(of_block(format!("more than {} entries", self.limits.entries)));
+                        let reason = format!("more than {} entries", self.limits.entries);
+                        return Err(of_block(Limits::over("entries", reason)));
                     }
                     return self.fold(&header, before, header_at).map(Some);
                 }
@@ -195,8 +195,16 @@ impl<R: ArchiveSource> TarReader<R> {
             | EntryKind::Fifo => Vec::new(),
         };
         for (what, name) in [("path", &path), ("link target", &link)] {
-            if name.len() > self.limits.path_bytes {
-                return Err(in_entry(format!("its {what} is longer than {} bytes", self.limits.path_bytes)));
+            let Limits { path_bytes, path_depth, .. } = self.limits;
+            if name.len() > path_bytes {
+                let reason = format!("its {what} is longer than {path_bytes} bytes");
+                return Err(in_entry(Limits::over("path_bytes", reason)));
+            }
+            // The directories that it has us walk through, and its own name.
+            let components = name.split(|b| *b == b'/').filter(|name| !matches!(*name, [] | [b'.']));
+            if components.count() > path_depth + 1 {
+                let reason = format!("its {what} leads through more than {path_depth} directories");
+                return Err(in_entry(Limits::over("path_depth", reason)));
             }
         }
         let field = |name: &'static str| move |reason: String| format!("its field {name} {reason}");
@@ -270,7 +278,7 @@ impl<R: ArchiveSource> TarReader<R> {
             sparse::push_old(&block[..504], &mut map)
                 .map_err(|reason| entry.bad(format!("its sparse map {reason}")))?;
             if map.len() > self.limits.sparse_fragments {
-                return Err(entry.bad(format!("more than {} fragments", self.limits.sparse_fragments)));
+                return Err(entry.bad(sparse::too_many(&self.limits)));
             }
             more = block[504] != 0;
         }
@@ -283,7 +291,7 @@ impl<R: ArchiveSource> TarReader<R> {
         let start = self.at;
         let count = self.read_line_number(entry)?;
         if count > self.limits.sparse_fragments as u64 {
-            return Err(entry.bad(format!("more than {} fragments", self.limits.sparse_fragments)));
+            return Err(entry.bad(sparse::too_many(&self.limits)));
         }
         let mut numbers = Vec::new();
         for _ in 0..count * 2 {
@@ -322,7 +330,7 @@ impl<R: ArchiveSource> TarReader<R> {
         let size = header.size().map_err(|reason| bad_block(at, &format!("field size {reason}")))?;
         if size > self.limits.header_bytes {
             let reason = format!("an extended header of {size} bytes; the limit is {}", self.limits.header_bytes);
-            return Err(bad_block(at, &reason));
+            return Err(bad_block(at, &Limits::over("header_bytes", reason)));
         }
         let mut data = Vec::new();
         // Grows with what is there, not with what is promised.
@@ -488,7 +496,8 @@ fn source_error(error: io::Error, at: u64) -> Error {
 fn from_io(error: io::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(ours) => ours,
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+        // Not the machine's: an unpacker found fault with its bytes.
+        Err(error) if error.raw_os_error().is_none() => {
             Error::with_source(ErrorKind::BadArchive, "read an archive", error)
         }
         Err(error) => Error::io("read an archive", error),

@@ -1,5 +1,6 @@
 //! Maps of sparse files: GNU's old format and its three pax formats (0.0, 0.1, 1.0).
 
+use crate::config::Limits;
 use crate::image::tar::header::{Field, unsigned};
 
 /// A run of content in a sparse file.
@@ -9,6 +10,11 @@ pub(in crate::image) struct Fragment {
     pub(in crate::image) offset: u64,
     /// Bytes.
     pub(in crate::image) len: u64,
+}
+
+/// What is said about a file of too many fragments.
+pub(super) fn too_many(limits: &Limits) -> String {
+    Limits::over("sparse_fragments", format_args!("more than {} fragments in a sparse file", limits.sparse_fragments))
 }
 
 /// Appends the fragments of an old GNU block: pairs of 12-byte numbers. An empty one ends the list.

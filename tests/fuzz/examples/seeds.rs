@@ -6,6 +6,8 @@ mod archive;
 #[path = "../../support/archive_hostile.rs"]
 #[expect(dead_code, reason = "what comes of an archive is for tests")]
 mod archive_hostile;
+#[path = "../../support/archive_tricks.rs"]
+mod archive_tricks;
 #[path = "../made_seeds.rs"]
 mod made_seeds;
 
