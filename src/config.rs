@@ -104,6 +104,8 @@ pub struct Config {
     pub snapshotter: SnapshotterConfig,
     /// What an import may ask of us.
     pub import: Limits,
+    /// A service that finds a living pool-host of another program replaces it at its start.
+    pub upgrade_on_start: bool,
     /// Log filter, as `tracing` reads it: `info`, `thinsnap=debug`.
     pub log_level: String,
     /// Log format.
@@ -144,6 +146,7 @@ struct File {
     floors: FloorsTable,
     import: BTreeMap<String, Number>,
     log: LogTable,
+    host: HostTable,
     default: ProfileTable,
     snapshotter: BTreeMap<String, ProfileTable>,
 }
@@ -182,16 +185,23 @@ struct LogTable {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
+struct HostTable {
+    upgrade_on_start: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct ProfileTable {
     fs: Option<FsType>,
     size: Option<String>,
 }
 
-const TOP_FIELDS: [&str; 9] =
-    ["root", "run_dir", "pool", "socket", "floors", "import", "log", "default", "snapshotter"];
+const TOP_FIELDS: [&str; 10] =
+    ["root", "run_dir", "pool", "socket", "floors", "import", "log", "default", "snapshotter", "host"];
 const POOL_FIELDS: [&str; 5] = ["size", "metadata_size", "block_size", "data_device", "metadata_device"];
 const SOCKET_FIELDS: [&str; 3] = ["path", "mode", "group"];
 const FLOORS_FIELDS: [&str; 2] = ["data", "metadata"];
+const HOST_FIELDS: [&str; 1] = ["upgrade_on_start"];
 const LOG_FIELDS: [&str; 2] = ["level", "format"];
 const PROFILE_FIELDS: [&str; 2] = ["fs", "size"];
 
@@ -257,6 +267,7 @@ impl Config {
             socket,
             snapshotter,
             import: Limits::of_table(file.import)?,
+            upgrade_on_start: file.host.upgrade_on_start.unwrap_or(true),
             log_level: overrides.log_level.or(file.log.level).unwrap_or_else(|| "info".to_owned()),
             log_format: overrides.log_format.or(file.log.format).unwrap_or(LogFormat::Text),
         })
@@ -366,6 +377,7 @@ fn refuse_unknown_fields(table: &toml::Table) -> Result<()> {
         ("floors", &FLOORS_FIELDS),
         ("import", &IMPORT_FIELDS),
         ("log", &LOG_FIELDS),
+        ("host", &HOST_FIELDS),
         ("default", &PROFILE_FIELDS),
     ] {
         if let Some(inner) = table.get(name).and_then(toml::Value::as_table) {

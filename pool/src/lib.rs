@@ -24,11 +24,12 @@ pub use embedded::{
 pub use error::{Error, ErrorKind, Result};
 pub use export::{
     DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, FuseExporter, FuseOptions, NoSpace, Orphan,
-    Outlook, Volume,
+    Outlook, Volume, inherited_descriptors,
 };
 pub use format::Mapping;
 pub use host::{
-    ConnectOptions, HostClient, HostInfo, HostOptions, SpawnOptions, StopOutcome, connect_or_spawn, run as run_host,
+    ConnectOptions, DescriptorStore, HostClient, HostInfo, HostKeeper, HostOptions, NoStore, Replaced, SpawnOptions,
+    StopOutcome, connect_or_spawn, run as run_host,
 };
 pub use meta::{
     DataRun, DeviceDetails, FormatOptions, Frozen, MappedRun, Metadata, OpenMode, SpaceCounts, superblock_fingerprint,

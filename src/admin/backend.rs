@@ -4,11 +4,15 @@
 //! `serve` and the command line without a service open the same thing; who comes second gets `InUse`. A
 //! pool-host that is alive from an earlier service is adopted, with all that is mounted on it.
 
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use thinsnap_pool::{ConnectOptions, HostClient, PoolPaths, SpawnOptions, StopOutcome, connect_or_spawn};
+use thinsnap_pool::{
+    ConnectOptions, DescriptorStore, HostKeeper, NoStore, PoolPaths, Replaced, SpawnOptions, StopOutcome,
+};
 
 use crate::admin::metadata::MetadataReader;
 use crate::admin::pool_files::{self, pool_paths_of, private_dir};
@@ -23,8 +27,10 @@ use crate::store::Store;
 const HOST_START_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest wait for a living host's first answer.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest wait for a host that said it is going.
-const HOST_STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a call whose pool-host dies waits for the next one.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// This very program, also when its file was replaced since it was started: service and pool-host are one version.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// What to do if there is no pool in the root directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,10 +41,24 @@ pub enum PoolMissing {
     Refuse,
 }
 
+/// What keeps a pool-host's devices beyond the death of this process and of the host.
+pub struct Keeping {
+    /// What was kept for this process by whoever started it; empty if nothing was.
+    pub descriptors: Vec<OwnedFd>,
+    /// Where to put what is to be kept.
+    pub store: Arc<dyn DescriptorStore>,
+}
+
+impl Default for Keeping {
+    fn default() -> Self {
+        Self { descriptors: Vec::new(), store: Arc::new(NoStore) }
+    }
+}
+
 /// Everything below the sockets.
 pub struct Backend {
     root: PathBuf,
-    host: Arc<HostClient>,
+    keeper: HostKeeper,
     snapshotter: Arc<Snapshotter>,
     images: Images,
     import_limits: Limits,
@@ -49,6 +69,11 @@ impl Backend {
     /// Opens everything. Errors: `InUse` if another process has it open, `NotFound` if there is no pool and none
     /// is to be made, and those of the layers below.
     pub fn open(config: &Config, missing: PoolMissing) -> Result<Self> {
+        Self::open_keeping(config, missing, Keeping::default())
+    }
+
+    /// As [`Backend::open`], with a place that keeps the pool-host's devices if this process and the host both die.
+    pub fn open_keeping(config: &Config, missing: PoolMissing, keeping: Keeping) -> Result<Self> {
         let paths = pool_paths_of(&config.root);
         let made = pool_files::is_made(&paths)?;
         match (made, missing) {
@@ -62,14 +87,21 @@ impl Backend {
             tracing::info!(root = %config.root.display(), "made a pool");
         }
         private_dir(&config.run_dir)?;
-        let host = Arc::new(connect_or_spawn(&spawn_options(config, &paths)?)?);
+        let keeper = HostKeeper::start(spawn_options(config, &paths), keeping.descriptors, keeping.store)?;
+        let host = Arc::clone(keeper.client());
+        if config.upgrade_on_start && !is_this_program(host.info().pid) {
+            // The old program goes on serving: nothing is lost by that but what the new one does better.
+            if let Err(error) = keeper.replace() {
+                tracing::warn!(%error, "the pool-host runs another program and was not replaced");
+            }
+        }
         let snapshotter = Snapshotter::open(Arc::clone(&host) as _, store.clone(), config.snapshotter.clone())?;
         let recovered = snapshotter.recovered();
         tracing::info!(host = host.info().pid, limbo_drained = recovered.limbo_drained, "opened the pool");
         let images = Images::open(Arc::clone(&snapshotter), store.clone(), &config.root.join("work"))?;
         let containers = Containers::new(Arc::clone(&snapshotter), store);
         let import_limits = config.import.clone();
-        Ok(Self { root: config.root.clone(), host, snapshotter, images, import_limits, containers })
+        Ok(Self { root: config.root.clone(), keeper, snapshotter, images, import_limits, containers })
     }
 
     /// The root directory.
@@ -108,20 +140,34 @@ impl Backend {
         &self.containers
     }
 
+    /// Why no pool-host serves, if none has for more than a moment.
+    #[must_use]
+    pub fn host_trouble(&self) -> Option<String> {
+        self.keeper.trouble()
+    }
+
+    /// Replaces the pool-host by one of this program, under the I/O of running containers. `None`: it runs this program
+    /// already, and `force` is not given.
+    pub fn replace_host(&self, force: bool) -> Result<Option<Replaced>> {
+        if !force && is_this_program(self.keeper.client().info().pid) {
+            return Ok(None);
+        }
+        Ok(Some(self.keeper.replace()?))
+    }
+
     /// Ends the pool-host unless one of its devices is open (then it stays, for the next service to adopt), and
     /// waits until it is gone.
     pub fn close(self) -> Result<StopOutcome> {
-        let Self { host, snapshotter, images, containers, .. } = self;
+        let Self { keeper, snapshotter, images, containers, .. } = self;
         drop((images, containers, snapshotter));
-        let outcome = host.stop_if_idle()?;
-        if outcome == StopOutcome::Stopping && !host.wait_gone(Instant::now() + HOST_STOP_TIMEOUT)? {
-            return Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("the pool-host (process {}) was not gone after {HOST_STOP_TIMEOUT:?}", host.info().pid),
-            ));
-        }
-        Ok(outcome)
+        Ok(keeper.close()?)
     }
+}
+
+/// True if a process runs the same file as this one.
+fn is_this_program(pid: u32) -> bool {
+    let file = |path: &str| std::fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+    file(THIS_PROGRAM) == file(&format!("/proc/{pid}/exe"))
 }
 
 /// Where the pool-host of a run directory listens.
@@ -157,8 +203,7 @@ fn no_pool(config: &Config) -> Error {
         .advise(format!("thinsnap pool create {root} --size 100G, or name another directory with --root"))
 }
 
-fn spawn_options(config: &Config, paths: &PoolPaths) -> Result<SpawnOptions> {
-    let program = std::env::current_exe().map_err(|error| Error::io("find this program's own file", error))?;
+fn spawn_options(config: &Config, paths: &PoolPaths) -> SpawnOptions {
     let socket = host_socket_of(&config.run_dir);
     let args = [
         "pool-host".into(),
@@ -169,11 +214,11 @@ fn spawn_options(config: &Config, paths: &PoolPaths) -> Result<SpawnOptions> {
         "--run-dir".into(),
         config.run_dir.clone().into_os_string(),
     ];
-    Ok(SpawnOptions {
-        connect: ConnectOptions { socket, identity: None, handshake_timeout: HANDSHAKE_TIMEOUT },
-        program,
+    SpawnOptions {
+        connect: ConnectOptions { socket, identity: None, handshake_timeout: HANDSHAKE_TIMEOUT, patience: PATIENCE },
+        program: THIS_PROGRAM.into(),
         args: args.into(),
         run_dir: config.run_dir.clone(),
-        deadline: Instant::now() + HOST_START_TIMEOUT,
-    })
+        start_timeout: HOST_START_TIMEOUT,
+    }
 }

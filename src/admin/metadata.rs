@@ -50,8 +50,13 @@ impl MetadataReader {
             Err(error) if error.kind() == thinsnap_pool::ErrorKind::InUse => {}
             Err(error) => return Err(error.into()),
         }
-        let options =
-            ConnectOptions { socket: host_socket.to_owned(), identity: None, handshake_timeout: HANDSHAKE_TIMEOUT };
+        let options = ConnectOptions {
+            socket: host_socket.to_owned(),
+            identity: None,
+            handshake_timeout: HANDSHAKE_TIMEOUT,
+            // Nobody here would start another host.
+            patience: Duration::ZERO,
+        };
         let pool = HostClient::connect(options).map_err(|error| {
             Error::with_source(ErrorKind::InUse, format!("{} is in use", paths.metadata.display()), error)
                 .advise("stop who has it; `thinsnap doctor` says who")

@@ -12,8 +12,9 @@ mod protocol;
 mod server;
 mod snapshot_verbs;
 mod stream;
+mod upgrade;
 
-pub use backend::{Backend, PoolMissing, create_pool, host_socket_of};
+pub use backend::{Backend, Keeping, PoolMissing, create_pool, host_socket_of};
 pub use client::{Connection, Target, socket_link_of};
 pub use metadata::{MetadataReader, verdict};
 pub use pool_files::pool_paths_of;

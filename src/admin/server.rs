@@ -12,7 +12,7 @@ use crate::admin::protocol::api;
 use crate::admin::protocol::api::admin_server::Admin;
 use crate::admin::protocol::api::{image_import_reply, pool_check_reply};
 use crate::admin::stream::{Pieces, Replies, streamed};
-use crate::admin::{container_verbs, image_verbs, pool_verbs, snapshot_verbs};
+use crate::admin::{container_verbs, image_verbs, pool_verbs, snapshot_verbs, upgrade};
 use crate::error::{Error, Result};
 use crate::grpc::{BlockingCalls, batches};
 use crate::snapshot::Kind;
@@ -58,6 +58,12 @@ impl Admin for AdminService {
             root: self.backend.root().to_string_lossy().into_owned(),
             pid: std::process::id(),
         }))
+    }
+
+    async fn upgrade(&self, request: Request<api::UpgradeRequest>) -> Answer<api::UpgradeReply> {
+        require_root("upgrade", &request)?;
+        let request = request.into_inner();
+        self.slow("upgrade", move |backend| upgrade::upgrade(backend, &request)).await
     }
 
     async fn pool_status(&self, request: Request<api::PoolStatusRequest>) -> Answer<api::PoolStatusReply> {

@@ -11,6 +11,7 @@ use crate::cli::image::ImageVerb;
 use crate::cli::pool::PoolVerb;
 use crate::cli::serve::ServeArgs;
 use crate::cli::snapshot::SnapshotVerb;
+use crate::cli::upgrade::UpgradeArgs;
 
 /// The end of a `--help`: examples, then what the exit status means.
 macro_rules! examples {
@@ -105,6 +106,9 @@ pub enum Command {
         "thinsnap container mount web /mnt/web",
     ))]
     Container(ContainerVerb),
+    /// Replace the pool-host by the service's program while containers run
+    #[command(after_help = examples!("systemctl restart thinsnap && thinsnap upgrade", "thinsnap upgrade --force --json"))]
+    Upgrade(UpgradeArgs),
     /// Say what this machine can do, what is missing, and how to fix it
     #[command(after_help = examples!("thinsnap doctor", "thinsnap doctor --containerd-config"))]
     Doctor(DoctorArgs),

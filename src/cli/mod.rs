@@ -13,6 +13,7 @@ mod serve;
 mod session;
 mod snapshot;
 mod tree;
+mod upgrade;
 
 pub use args::{Cli, Command};
 pub use render::error_text;

@@ -4,7 +4,7 @@ use thinsnap_pool::PoolPaths;
 
 use crate::cli::args::{Cli, Command, PoolHostArgs};
 use crate::cli::output::Output;
-use crate::cli::{container, doctor, image, pool, snapshot};
+use crate::cli::{container, doctor, image, pool, snapshot, upgrade};
 use crate::error::Result;
 use crate::serve;
 
@@ -18,6 +18,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Snapshot(verb) => snapshot::run(verb, &global, output),
         Command::Image(verb) => image::run(verb, &global, output),
         Command::Container(verb) => container::run(verb, &global, output),
+        Command::Upgrade(args) => upgrade::run(&args, &global, output),
         Command::Doctor(args) => doctor::run(&args, &global, output),
         Command::PoolHost(PoolHostArgs { data, metadata, run_dir }) => {
             serve::pool_host(&PoolPaths { metadata, data }, &run_dir)

@@ -32,8 +32,13 @@ pub(super) async fn follow(reporter: HealthReporter, backend: Arc<Backend>) {
     let mut was = None;
     loop {
         ticks.tick().await;
+        // Before the pool is asked: the question would wait for the next host.
+        let away = backend.host_trouble();
         let pool = Arc::clone(backend.snapshotter().pool());
-        let status = tokio::task::spawn_blocking(move || pool.status()).await;
+        let status = match away {
+            Some(why) => Ok(Err(thinsnap_pool::Error::new(thinsnap_pool::ErrorKind::Unavailable, why))),
+            None => tokio::task::spawn_blocking(move || pool.status()).await,
+        };
         let trouble = match status {
             Ok(Ok(status)) if status.mode == PoolMode::Write => None,
             Ok(Ok(status)) => Some(status.reason.unwrap_or_else(|| format!("mode {:?}", status.mode))),

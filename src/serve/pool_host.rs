@@ -20,8 +20,10 @@ const IDLE_AFTER: Duration = Duration::from_secs(60);
 pub fn pool_host(paths: &PoolPaths, run_dir: &Path) -> Result<()> {
     log::start("info", LogFormat::Text)?;
     let options = HostOptions { socket: host_socket_of(run_dir), idle_after: IDLE_AFTER, supervised: true };
-    run_host(&options, || {
-        let exporter: Arc<dyn Exporter> = Arc::new(FuseExporter::start(FuseOptions::new(run_dir.join("export")))?);
+    run_host(&options, |inherited| {
+        let mut export = FuseOptions::new(run_dir.join("export"));
+        export.alive = Some(run_dir.join("host.alive"));
+        let exporter: Arc<dyn Exporter> = Arc::new(FuseExporter::begin(export, inherited)?);
         let options = EmbeddedOptions { intent_log: Some(run_dir.join("intent.log")), ..EmbeddedOptions::default() };
         let pool: Arc<dyn ThinPool> = open_embedded(paths, Arc::clone(&exporter), &options)?;
         Ok((pool, exporter))

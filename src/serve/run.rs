@@ -13,12 +13,13 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::admin::api::admin_server::AdminServer;
-use crate::admin::{AdminService, Backend, PoolMissing, socket_link_of};
+use crate::admin::{AdminService, Backend, Keeping, PoolMissing, socket_link_of};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::grpc::snapshots_api::snapshots_server::SnapshotsServer;
 use crate::grpc::{BlockingCalls, MESSAGE_SIZE_MAX, SnapshotsService};
-use crate::serve::socket::{Link, listen_at, passed};
+use crate::serve::notify::SupervisorStore;
+use crate::serve::socket::{Link, Passed, listen_at, passed, stored_name};
 use crate::serve::{health, log, notify};
 
 /// How long calls may take to finish after the signal to stop.
@@ -29,9 +30,11 @@ const WORKERS: usize = 2;
 /// Serves until SIGTERM or SIGINT.
 pub fn run(config: &Config) -> Result<()> {
     log::start(&config.log_level, config.log_format)?;
-    let activated = passed()?;
-    let backend = Backend::open(config, PoolMissing::Create)?;
-    serve(config, activated, Arc::new(backend))
+    let name = stored_name(&config.root);
+    let Passed { socket, stored } = passed(&name)?;
+    let keeping = Keeping { descriptors: stored, store: Arc::new(SupervisorStore::new(name)) };
+    let backend = Backend::open_keeping(config, PoolMissing::Create, keeping)?;
+    serve(config, socket, Arc::new(backend))
 }
 
 fn serve(config: &Config, activated: Option<UnixListener>, backend: Arc<Backend>) -> Result<()> {

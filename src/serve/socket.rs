@@ -8,12 +8,18 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
+use nix::sys::socket::sockopt::AcceptConn;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, listen, socket,
+};
 use nix::unistd::{Gid, Group};
+use thinsnap_pool::inherited_descriptors;
 
-use crate::config::SocketConfig;
+use crate::config::{SocketConfig, run_dir_of};
 use crate::error::{Error, ErrorKind, Result};
 
+/// The beginning of the names of stored descriptors.
+const STORED_PREFIX: &str = "thinsnap-host-";
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
@@ -33,13 +39,41 @@ impl Drop for Socket {
     }
 }
 
-/// Takes the socket that systemd passed, if it passed one. Errors: `InvalidArgument` if it passed something else.
-pub(super) fn passed() -> Result<Option<UnixListener>> {
-    let mut passed = listenfd::ListenFd::from_env();
-    passed.take_unix_listener(0).map_err(|error| {
-        Error::with_source(ErrorKind::InvalidArgument, "take over the socket passed by the supervisor", error)
-            .advise("the .socket unit must have one ListenStream= with an absolute path")
-    })
+/// What the supervisor passed to this process at its start.
+pub(super) struct Passed {
+    /// The socket to serve on, if the supervisor listens for us.
+    pub(super) socket: Option<UnixListener>,
+    /// What an earlier process of the service had stored under this name.
+    pub(super) stored: Vec<OwnedFd>,
+}
+
+/// Sorts what was passed: descriptors named `stored`, at most one socket, and stored ones of another name (of a root
+/// that this service does not serve any more), which are closed. Errors: `InvalidArgument` for anything else.
+pub(super) fn passed(stored: &str) -> Result<Passed> {
+    let mut passed = Passed { socket: None, stored: Vec::new() };
+    for (name, fd) in inherited_descriptors()? {
+        if name == stored {
+            passed.stored.push(fd);
+        } else if name.starts_with(STORED_PREFIX) {
+            tracing::warn!(name, "the supervisor kept descriptors of another pool; they are let go");
+        } else if passed.socket.is_none() && getsockopt(&fd, AcceptConn).is_ok_and(|listens| listens) {
+            passed.socket = Some(UnixListener::from(fd));
+        } else {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("take over what the supervisor passed: {name:?} is not one listening socket"),
+            )
+            .advise("the .socket unit must have one ListenStream= with an absolute path"));
+        }
+    }
+    Ok(passed)
+}
+
+/// The name under which the descriptors of a root's pool-host are stored.
+pub(super) fn stored_name(root: &Path) -> String {
+    let run_dir = run_dir_of(root);
+    let digest = run_dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    format!("{STORED_PREFIX}{digest}")
 }
 
 /// Binds. A file left by a dead service is replaced. Errors: `InUse` if a service answers there, `AlreadyExists`

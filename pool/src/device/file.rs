@@ -14,6 +14,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::fstatvfs;
@@ -21,6 +22,7 @@ use nix::unistd::{Whence, lseek64};
 
 use crate::device::block_device::{BlockDevice, RoomBelow, check_range};
 use crate::device::buffer::AlignedBuffer;
+use crate::device::linger::{is_living, lock_in_time};
 use crate::device::sys;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -30,6 +32,9 @@ const ZERO_CHUNK: usize = 1 << 20;
 const WRITTEN_MAX: u64 = 1 << 30;
 /// Where the file system does not tell its alignment, a page fits every disk.
 const ALIGNMENT_UNKNOWN: usize = 4096;
+
+/// How long the lock of a killed process may outlive it: the kernel closes what it had open some moments later.
+const LINGER_MAX: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -408,23 +413,29 @@ fn lock(file: &File, writable: bool, seen: &Metadata) -> Result<()> {
     match taken {
         Ok(()) => Ok(()),
         Err(std::fs::TryLockError::WouldBlock) => {
-            let holder = holder(seen).unwrap_or_else(|| "another process".to_owned());
-            Err(Error::new(ErrorKind::InUse, format!("{holder} has it")))
+            let holder = holder(seen);
+            // A dead one is not named, or as a zombie.
+            let lives = holder.as_ref().is_some_and(|(pid, _)| is_living(*pid, None));
+            if writable && !lives && lock_in_time(file, Instant::now() + LINGER_MAX, || Ok(()))? {
+                return Ok(());
+            }
+            let name = holder.map_or_else(|| "another process".to_owned(), |(_, name)| name);
+            Err(Error::new(ErrorKind::InUse, format!("{name} has it")))
         }
         Err(std::fs::TryLockError::Error(e)) => Err(Error::io("lock it", e)),
     }
 }
 
-/// Who holds the lock on a file, from /proc/locks: `pool-host (process 17)`.
-fn holder(seen: &Metadata) -> Option<String> {
+/// Who holds the lock on a file, from /proc/locks, and its name: `pool-host (process 17)`.
+fn holder(seen: &Metadata) -> Option<(u32, String)> {
     let device = seen.dev();
     let wanted = format!("{:02x}:{:02x}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device), seen.ino());
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     let line =
         locks.lines().find(|line| line.contains("FLOCK") && line.split_whitespace().any(|word| word == wanted))?;
     let pid = line.split_whitespace().find_map(|word| word.parse::<u32>().ok().filter(|&pid| pid > 0))?;
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    Some(format!("{} (process {pid})", name.trim_end()))
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Some((pid, format!("{} (process {pid})", name.trim_end())))
 }
 
 fn signed(value: u64) -> Result<i64> {

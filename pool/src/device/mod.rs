@@ -3,6 +3,7 @@ mod block_device;
 mod buffer;
 mod file;
 mod image;
+mod linger;
 mod memory;
 mod power_cut;
 mod shared_words;
@@ -13,6 +14,7 @@ pub use block_device::{BlockDevice, RoomBelow};
 pub(crate) use buffer::AlignedBuffer;
 pub use file::FileDevice;
 pub use image::DiskImage;
+pub(crate) use linger::{is_living, lock_in_time, started_at};
 pub use memory::MemoryDevice;
 pub use power_cut::{Cut, Piece, PowerCutDevice, PowerSupply};
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! data descriptor itself; only what needs a new block, a copy or a commit goes through the blocking
 //! calls of [`BlockDevice`], on a worker thread.
 
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -185,6 +185,19 @@ pub trait Exporter: Send + Sync {
     /// does nothing.
     fn resume(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// What keeps the block devices waiting, instead of failing, while nobody serves them: whoever holds these when
+    /// this process dies can give them to a successor. Errors: `Unsupported` if the kernel or this exporter has no way
+    /// to go on after a death.
+    fn descriptors(&self) -> Result<Vec<OwnedFd>> {
+        Err(Error::new(ErrorKind::Unsupported, "keep the block devices beyond this process"))
+    }
+
+    /// Takes no more requests, ends those under way, and leaves everything in place for a successor that has the
+    /// [`Exporter::descriptors`]: nothing is detached, then or when the exporter is dropped.
+    fn hand_over(&self) -> Result<()> {
+        Err(Error::new(ErrorKind::Unsupported, "hand the block devices over"))
     }
 
     /// Tells the host that the device is larger.

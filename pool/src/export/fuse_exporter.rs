@@ -6,13 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::export::exporter::{Exporter, NoSpace, Volume};
-use crate::export::fuse::{MountState, Node, Nodes, Serving, Session, detach_mount, make_dir, mount_state};
+use crate::export::alive::Alive;
+use crate::export::exporter::{Exporter, NoSpace, Orphan, Volume};
+use crate::export::fuse::{
+    MountState, Node, Nodes, Serving, Session, abort_mount, detach_mount, make_dir, mount_state,
+};
 use crate::export::loop_device::{AttachOptions, LoopDevice, Users, devices_below};
 use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
@@ -21,6 +25,10 @@ use crate::units::{ByteCount, DeviceId};
 const LOOKERS_WAIT: Duration = Duration::from_millis(500);
 /// How long a file whose loop device is gone may take to be released.
 const RELEASE_WAIT: Duration = Duration::from_secs(10);
+/// How long the kernel may take to begin a connection that it has mounted.
+const INIT_WAIT: Duration = Duration::from_secs(30);
+/// How long a process that served before this one may take to be gone wholly.
+const BURIAL_WAIT: Duration = Duration::from_secs(60);
 /// Dead mounts that may lie over each other at one directory.
 const STALE_MOUNTS_MAX: usize = 16;
 
@@ -35,17 +43,19 @@ pub struct FuseOptions {
     pub worker_threads: usize,
     /// What to do with writes that find no room, until [`Exporter::set_no_space`].
     pub no_space: NoSpace,
+    /// A file whose lock says that a process may still touch the data; `None`: nobody takes over from this exporter.
+    pub alive: Option<PathBuf>,
 }
 
 impl FuseOptions {
     /// The values that measured best on small machines, for the directory `dir`.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), event_threads: 1, worker_threads: 8, no_space: NoSpace::default() }
+        Self { dir: dir.into(), event_threads: 1, worker_threads: 8, no_space: NoSpace::default(), alive: None }
     }
 }
 
 /// How far a device is on its way.
-enum Shown {
+pub(super) enum Shown {
     /// The loop device is being bound.
     Coming,
     /// It can be used.
@@ -58,31 +68,55 @@ enum Shown {
 ///
 /// Locks: `shown` is held for moments only, never while a file or device is opened.
 pub struct FuseExporter {
-    dir: PathBuf,
-    nodes: Arc<Nodes>,
-    shown: Mutex<BTreeMap<DeviceId, Shown>>,
+    pub(super) dir: PathBuf,
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) shown: Mutex<BTreeMap<DeviceId, Shown>>,
     /// Held while a loop device is found and bound, so that our own threads do not race for the free ones.
-    binding: Mutex<()>,
-    /// `None` after shutdown.
-    serving: Mutex<Option<Serving>>,
+    pub(super) binding: Mutex<()>,
+    pub(super) serving: Mutex<Service>,
+    pub(super) worker_threads: usize,
+    pub(super) alive: Option<Arc<Alive>>,
+    /// What a predecessor left behind, until [`Exporter::resume`].
+    pub(super) orphans: Vec<Orphan>,
+}
+
+/// Who answers the kernel.
+pub(super) enum Service {
+    /// This process does.
+    Running(Serving),
+    /// Nobody yet: the connection was taken over, and its devices are being adopted.
+    Waiting(Session),
+    /// A successor does, or will.
+    HandedOver,
+    /// Nobody: the filesystem is unmounted.
+    Ended,
 }
 
 impl FuseExporter {
     /// Takes away what a dead exporter left at the same directory, mounts, and starts serving. Errors: `InUse`
     /// if a living exporter serves the directory, `Unsupported` if the kernel has no FUSE or no loop devices.
     pub fn start(options: FuseOptions) -> Result<Self> {
-        if !(1..=8).contains(&options.event_threads) || !(1..=64).contains(&options.worker_threads) {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                "start the exporter: it takes 1 to 8 event threads and 1 to 64 worker threads",
-            ));
-        }
-        let dir = clear_stale(&options.dir)?;
+        check(&options)?;
+        let dir = canonical(&options.dir)?;
+        let alive = acquire_alive(&options, |dying| {
+            if dying {
+                // It may wait for an answer from its own filesystem, which nobody will give any more.
+                abort_mount(&dir)?;
+            }
+            Ok(())
+        })?;
+        clear_stale(&dir)?;
         make_dir(&dir)?;
         let session = Session::mount(&dir, options.event_threads)?;
         let nodes = Arc::new(Nodes::default());
         nodes.lot.set_policy(options.no_space);
-        let serving = match Serving::start(session, &nodes, options.worker_threads) {
+        let serving = Serving::start(session, &nodes, options.worker_threads, alive.as_ref()).and_then(|serving| {
+            match nodes.agreement(Instant::now() + INIT_WAIT) {
+                Some(_) => Ok(serving),
+                None => Err(Error::new(ErrorKind::Unsupported, "begin the FUSE connection: the kernel did not agree")),
+            }
+        });
+        let serving = match serving {
             Ok(serving) => serving,
             Err(error) => {
                 detach_mount(&dir)?;
@@ -94,14 +128,21 @@ impl FuseExporter {
             nodes,
             shown: Mutex::new(BTreeMap::new()),
             binding: Mutex::new(()),
-            serving: Mutex::new(Some(serving)),
+            serving: Mutex::new(Service::Running(serving)),
+            worker_threads: options.worker_threads,
+            alive,
+            orphans: Vec::new(),
         })
     }
 
-    fn shown(&self) -> MutexGuard<'_, BTreeMap<DeviceId, Shown>> {
+    pub(super) fn service(&self) -> MutexGuard<'_, Service> {
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn shown(&self) -> MutexGuard<'_, BTreeMap<DeviceId, Shown>> {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        // Devices whose last opener has closed them since somebody last looked.
-        shown.retain(|id, state| !matches!(state, Shown::Going(_)) || self.nodes.is_present(*id));
+        // Devices whose last opener has closed them since somebody last looked, or that somebody else took away.
+        shown.retain(|id, state| matches!(state, Shown::Coming) || self.nodes.is_present(*id));
         shown
     }
 
@@ -164,7 +205,7 @@ impl Exporter for FuseExporter {
             return Ok(path);
         }
         {
-            if self.serving.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            if !matches!(*self.service(), Service::Running(_)) {
                 return Err(Error::new(ErrorKind::Unavailable, format!("show device {id}: the exporter is shut down")));
             }
             let mut shown = self.shown();
@@ -186,6 +227,7 @@ impl Exporter for FuseExporter {
         match self.bind(id, access, block_size) {
             Ok(device) => {
                 let path = device.path();
+                self.nodes.bound(id, device.clone());
                 self.shown().insert(id, Shown::Here(device));
                 Ok(path)
             }
@@ -292,6 +334,33 @@ impl Exporter for FuseExporter {
         self.nodes.lot.set_policy(policy);
     }
 
+    fn orphans(&self) -> Vec<Orphan> {
+        self.orphans.clone()
+    }
+
+    fn adopt(&self, id: DeviceId, volume: Arc<dyn Volume>) -> Result<()> {
+        self.adopt_orphan(id, volume)
+    }
+
+    fn resume(&self) -> Result<()> {
+        self.serve_orphans()
+    }
+
+    fn descriptors(&self) -> Result<Vec<OwnedFd>> {
+        match &*self.service() {
+            Service::Running(serving) if self.can_resend() => serving.descriptors(),
+            Service::Running(_) => Err(Error::new(
+                ErrorKind::Unsupported,
+                "keep the block devices beyond this process: the kernel's FUSE cannot send requests again (Linux 6.9 can)",
+            )),
+            _ => Err(Error::new(ErrorKind::Unavailable, "keep the block devices beyond this process: nobody serves")),
+        }
+    }
+
+    fn hand_over(&self) -> Result<()> {
+        self.stop_for_successor()
+    }
+
     fn shutdown(&self) -> Result<()> {
         let ids: Vec<DeviceId> = self.shown().keys().copied().collect();
         let mut open = Vec::new();
@@ -306,41 +375,60 @@ impl Exporter for FuseExporter {
                 format!("shut the exporter down: devices {} are open", open.join(", ")),
             ));
         }
-        let mut serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
-        if serving.is_some() {
+        let mut service = self.service();
+        if matches!(*service, Service::Running(_)) {
             // The kernel may still hold the last file for a moment after its release, so the plain way can be busy.
             detach_mount(&self.dir)?;
-            *serving = None;
+            *service = Service::Ended;
         }
         Ok(())
     }
 }
 
 impl Drop for FuseExporter {
-    /// Devices that are still open see I/O errors from here on; their loop devices go with their last opener.
+    /// If devices are still open, everything stays for a successor that has the descriptors; without one they see I/O
+    /// errors from here on.
     fn drop(&mut self) {
-        if let Err(error) = self.shutdown() {
-            tracing::error!("{error}");
-            if let Err(error) = detach_mount(&self.dir) {
-                tracing::error!("{error}");
-            }
+        let runs = matches!(*self.service(), Service::Running(_));
+        if runs && let Err(error) = self.shutdown() {
+            tracing::error!("{error}; they stay as they are");
         }
     }
 }
 
-/// Takes away the mounts and loop devices of a dead exporter; returns the directory as the kernel names it.
-fn clear_stale(dir: &Path) -> Result<PathBuf> {
+pub(super) fn check(options: &FuseOptions) -> Result<()> {
+    if (1..=8).contains(&options.event_threads) && (1..=64).contains(&options.worker_threads) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Invalid, "start the exporter: it takes 1 to 8 event threads and 1 to 64 worker threads"))
+}
+
+/// Waits until no process before this one can touch the data any more.
+pub(super) fn acquire_alive(
+    options: &FuseOptions,
+    meanwhile: impl FnMut(bool) -> Result<()>,
+) -> Result<Option<Arc<Alive>>> {
+    let Some(path) = &options.alive else { return Ok(None) };
+    Alive::acquire(path, BURIAL_WAIT, meanwhile).map(|alive| Some(Arc::new(alive)))
+}
+
+/// The export directory as the kernel names it. Only what stands above it is looked at: looking through a mount that
+/// is dead fails, and through one that nobody serves never ends.
+pub(super) fn canonical(dir: &Path) -> Result<PathBuf> {
     let fail = |e: std::io::Error| Error::io(format!("find the export directory {}", dir.display()), e);
     let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
         return Err(Error::new(ErrorKind::Invalid, format!("{} is no place for an export", dir.display())));
     };
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     make_dir(parent)?;
-    // Not the directory itself: looking through a dead mount fails.
-    let dir = parent.canonicalize().map_err(fail)?.join(name);
+    Ok(parent.canonicalize().map_err(fail)?.join(name))
+}
+
+/// Takes away the mounts and loop devices of a dead exporter.
+fn clear_stale(dir: &Path) -> Result<()> {
     for _ in 0..STALE_MOUNTS_MAX {
-        match mount_state(&dir)? {
-            MountState::Free => return Ok(dir),
+        match mount_state(dir)? {
+            MountState::Free => return Ok(()),
             MountState::Alive => {
                 return Err(Error::new(
                     ErrorKind::InUse,
@@ -348,7 +436,7 @@ fn clear_stale(dir: &Path) -> Result<PathBuf> {
                 ));
             }
             MountState::Dead => {
-                for (number, file) in devices_below(&dir) {
+                for (number, file) in devices_below(dir) {
                     let device = LoopDevice::known(number, file);
                     let path = device.path();
                     if Users::look().contains(number) {
@@ -359,7 +447,7 @@ fn clear_stale(dir: &Path) -> Result<PathBuf> {
                     }
                     device.detach()?;
                 }
-                detach_mount(&dir)?;
+                detach_mount(dir)?;
             }
         }
     }

@@ -1,10 +1,15 @@
 //! How a volume is shown to the host as a block device.
+mod alive;
 mod exporter;
 mod fuse;
 mod fuse_exporter;
 mod loop_device;
+mod passed;
 mod residency;
+mod take_over;
 
 pub use exporter::{DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, NoSpace, Orphan, Outlook, Volume};
+pub(crate) use fuse::is_connected;
 pub use fuse_exporter::{FuseExporter, FuseOptions};
+pub use passed::inherited_descriptors;
 pub(crate) use residency::keep_resident;

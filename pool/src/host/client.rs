@@ -1,10 +1,10 @@
 //! A pool that lives in another process, as a `ThinPool`.
 //!
-//! Each call takes a connection of its own for its time, so calls from many threads run side by side. A call whose
-//! connection breaks is not repeated: it may have been done. A later call connects anew, if a host is there and
-//! serves the same pool.
+//! Each call takes a connection of its own for its time, so calls from many threads run side by side. A call that finds
+//! no host, or whose connection breaks, waits for the next host and is made again: every call on a pool is harmless to
+//! repeat, and the two whose answer would differ (a creation, a step of the transaction id) are judged by what they
+//! find.
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -17,10 +17,8 @@ use nix::sys::socket::{MsgFlags, recv};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::NoSpace;
-use crate::host::protocol::{
-    ANSWER_MAX, Answer, Call, HostInfo, Outcome, REQUEST_MAX, Reception, Request, StopOutcome, VERSION, broken, hello,
-    open_welcome, receive, receive_frame, send, send_frame,
-};
+use crate::host::handshake::{Handshake, ending, shake_hands, stranger};
+use crate::host::protocol::{ANSWER_MAX, Answer, Call, HostInfo, Outcome, Request, StopOutcome, broken, receive, send};
 use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolStatus, Steady};
 use crate::thin_pool::{Access, ThinPool};
 use crate::units::{ByteCount, DeviceId};
@@ -38,6 +36,8 @@ pub struct ConnectOptions {
     pub identity: Option<[u8; 16]>,
     /// Longest wait for the handshake.
     pub handshake_timeout: Duration,
+    /// How long a call whose host dies waits for the next one. Zero: it fails at once.
+    pub patience: Duration,
 }
 
 /// Connections that are open: those that wait for a call, and how many there are in all.
@@ -49,10 +49,32 @@ struct Connections {
 /// A connection to a host; calls from many threads run side by side. While it lives the host stays.
 pub struct HostClient {
     options: ConnectOptions,
-    info: HostInfo,
+    identity: [u8; 16],
+    info: Mutex<HostInfo>,
     connections: Mutex<Connections>,
     freed: Condvar,
+    news: Mutex<News>,
+    told: Condvar,
 }
+
+/// What the keeper of the host tells those who wait for one.
+#[derive(Default)]
+struct News {
+    /// Hosts that came.
+    arrivals: u64,
+    /// Why none is to be expected soon.
+    trouble: Option<String>,
+}
+
+/// How a call failed that may be made again.
+struct Missed {
+    error: Error,
+    /// It may have been done.
+    sent: bool,
+}
+
+/// How often a call that waits for a host tries by itself, if no keeper tells it.
+const RETRY: Duration = Duration::from_millis(50);
 
 impl HostClient {
     /// Connects and shakes hands. Errors: `Unavailable` if no host answers at the socket or it speaks another
@@ -61,6 +83,7 @@ impl HostClient {
         let (first, info) = match shake_hands(&options)? {
             Handshake::Ready(stream, info) => (stream, info),
             Handshake::Ending(_) => return Err(ending(&options)),
+            Handshake::Stranger(version) => return Err(stranger(&options, version)),
         };
         Ok(Self::adopt(options, first, info))
     }
@@ -68,18 +91,49 @@ impl HostClient {
     /// A client that begins with a connection whose hands are shaken.
     pub(super) fn adopt(options: ConnectOptions, first: UnixStream, info: HostInfo) -> Self {
         let connections = Mutex::new(Connections { idle: vec![first], open: 1 });
-        Self { options, info, connections, freed: Condvar::new() }
+        Self {
+            options,
+            identity: info.identity,
+            info: Mutex::new(info),
+            connections,
+            freed: Condvar::new(),
+            news: Mutex::default(),
+            told: Condvar::new(),
+        }
     }
 
-    /// What the host said about itself.
+    /// What the host that was last connected to said about itself.
     #[must_use]
-    pub fn info(&self) -> &HostInfo {
-        &self.info
+    pub fn info(&self) -> HostInfo {
+        self.info.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn news(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the calls that wait for a host: one has come.
+    pub(super) fn host_arrived(&self) {
+        let mut news = self.news();
+        news.arrivals += 1;
+        news.trouble = None;
+        drop(news);
+        self.told.notify_all();
+        match self.lease("greet the new pool host") {
+            Ok(lease) => drop(lease),
+            Err(missed) => tracing::debug!("{}", missed.error),
+        }
+    }
+
+    /// From here on calls without a host fail at once, with this text, until one comes.
+    pub(super) fn host_in_trouble(&self, why: String) {
+        self.news().trouble = Some(why);
+        self.told.notify_all();
     }
 
     /// Asks the host to detach every device that nobody has open and, if none is left, to end.
     pub fn stop_if_idle(&self) -> Result<StopOutcome> {
-        match self.ask("stop the pool host", &Request::StopIfIdle)? {
+        match self.try_ask("stop the pool host", &Request::StopIfIdle).map_err(|missed| missed.error)?? {
             Answer::Stop(outcome) => Ok(outcome),
             other => Err(unexpected(&other)),
         }
@@ -92,8 +146,8 @@ impl HostClient {
         // A connection that carries no call becomes readable exactly when the other side closes it, which a host
         // does last of all.
         let mut lease = match self.lease(doing) {
-            Err(error) if error.kind() == ErrorKind::Unavailable => return Ok(true),
-            other => other?,
+            Err(missed) if missed.error.kind() == ErrorKind::Unavailable => return Ok(true),
+            other => other.map_err(|missed| missed.error)?,
         };
         loop {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return Ok(false) };
@@ -112,7 +166,8 @@ impl HostClient {
     }
 
     /// A connection for one call: an idle one, a new one, or the next that is freed.
-    fn lease(&self, doing: &str) -> Result<Lease<'_>> {
+    fn lease(&self, doing: &str) -> std::result::Result<Lease<'_>, Missed> {
+        let missed = |error: Error| Missed { error: error.doing(doing), sent: false };
         let mut connections = self.connections();
         loop {
             while let Some(stream) = connections.idle.pop() {
@@ -125,10 +180,14 @@ impl HostClient {
                 connections.open += 1;
                 drop(connections);
                 let mut lease = Lease { client: self, stream: None };
-                let options = ConnectOptions { identity: Some(self.info.identity), ..self.options.clone() };
-                match shake_hands(&options).map_err(|e| e.doing(doing))? {
-                    Handshake::Ready(stream, _) => lease.stream = Some(stream),
-                    Handshake::Ending(_) => return Err(ending(&options).doing(doing)),
+                let options = ConnectOptions { identity: Some(self.identity), ..self.options.clone() };
+                match shake_hands(&options).map_err(missed)? {
+                    Handshake::Ready(stream, info) => {
+                        *self.info.lock().unwrap_or_else(PoisonError::into_inner) = info;
+                        lease.stream = Some(stream);
+                    }
+                    Handshake::Ending(_) => return Err(missed(ending(&options))),
+                    Handshake::Stranger(version) => return Err(missed(stranger(&options, version))),
                 }
                 return Ok(lease);
             }
@@ -136,30 +195,78 @@ impl HostClient {
         }
     }
 
-    fn call(&self, doing: &str, call: &Call) -> Result<Answer> {
-        self.ask(doing, &Request::Pool(call.clone()))
-    }
-
-    fn ask(&self, doing: &str, request: &Request) -> Result<Answer> {
-        let mut lease = self.lease(doing)?;
-        let Some(mut stream) = lease.stream.take() else { return Err(gone(doing)) };
-        send(&mut stream, request).map_err(|e| broken(doing, e))?;
-        let outcome: Option<Outcome> = receive(&mut stream, ANSWER_MAX).map_err(|e| broken(doing, e))?;
-        // Only a connection whose call is complete can carry another one.
-        lease.stream = Some(stream);
-        match outcome {
-            Some(outcome) => outcome.map_err(Error::from),
-            None => {
-                lease.stream = None;
-                Err(gone(doing))
+    /// Makes a call, again and again while hosts die under it. True: an earlier try may have been done.
+    fn call(&self, doing: &str, call: &Call) -> (Result<Answer>, bool) {
+        let request = Request::Pool(call.clone());
+        let mut deadline = None;
+        let mut sent = false;
+        loop {
+            let arrivals = self.news().arrivals;
+            let missed = match self.try_ask(doing, &request) {
+                Ok(outcome) => return (outcome, sent),
+                Err(missed) => missed,
+            };
+            sent |= missed.sent;
+            if missed.error.kind() != ErrorKind::Unavailable {
+                return (Err(missed.error), sent);
+            }
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.options.patience);
+            if let Err(why) = self.wait_for_host(arrivals, deadline) {
+                let error = match why {
+                    Some(trouble) => missed.error.doing(trouble),
+                    None => missed.error,
+                };
+                return (Err(error), sent);
             }
         }
     }
 
+    /// Waits until a try may be worth it. Errors: none is before `deadline`; the keeper's reason, if it told one.
+    fn wait_for_host(&self, arrivals: u64, deadline: Instant) -> std::result::Result<(), Option<String>> {
+        let news = self.news();
+        let left = deadline.saturating_duration_since(Instant::now());
+        if let Some(trouble) = &news.trouble {
+            return Err(Some(trouble.clone()));
+        }
+        if left.is_zero() {
+            return Err(None);
+        }
+        let waiting = |news: &mut News| news.arrivals == arrivals && news.trouble.is_none();
+        drop(self.told.wait_timeout_while(news, left.min(RETRY), waiting).unwrap_or_else(PoisonError::into_inner));
+        Ok(())
+    }
+
+    fn try_ask(&self, doing: &str, request: &Request) -> std::result::Result<Result<Answer>, Missed> {
+        let mut lease = self.lease(doing)?;
+        let lost = |error| Missed { error, sent: true };
+        let Some(mut stream) = lease.stream.take() else { return Err(lost(gone(doing))) };
+        send(&mut stream, request).map_err(|e| lost(broken(doing, e)))?;
+        let outcome: Option<Outcome> = receive(&mut stream, ANSWER_MAX).map_err(|e| lost(broken(doing, e)))?;
+        match outcome {
+            Some(Ok(Answer::Ending)) => Err(Missed { error: ending(&self.options).doing(doing), sent: false }),
+            Some(outcome) => {
+                // Only a connection whose call is complete can carry another one.
+                lease.stream = Some(stream);
+                Ok(outcome.map_err(Error::from))
+            }
+            None => Err(lost(gone(doing))),
+        }
+    }
+
     fn done(&self, doing: &str, call: &Call) -> Result<()> {
-        match self.call(doing, call)? {
+        match self.call(doing, call).0? {
             Answer::Done => Ok(()),
             other => Err(unexpected(&other)),
+        }
+    }
+
+    /// A creation. Its id belongs to the caller: what an earlier try has made is what was to be made.
+    fn create(&self, doing: &str, call: &Call) -> Result<()> {
+        match self.call(doing, call) {
+            (Ok(Answer::Done), _) => Ok(()),
+            (Err(error), true) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            (Ok(other), _) => Err(unexpected(&other)),
+            (Err(error), _) => Err(error),
         }
     }
 }
@@ -196,66 +303,13 @@ fn unexpected(answer: &Answer) -> Error {
     Error::new(ErrorKind::Unavailable, format!("the pool host answered another question: {answer:?}"))
 }
 
-fn ending(options: &ConnectOptions) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("the pool host at {} is ending", options.socket.display()))
-}
-
-/// How far a host let us in.
-pub(super) enum Handshake {
-    /// Calls may follow.
-    Ready(UnixStream, HostInfo),
-    /// The host is ending; the connection closes when its pool is closed.
-    Ending(UnixStream),
-}
-
-/// Connects. Errors as [`HostClient::connect`], `InUse` if the host serves too many connections.
-pub(super) fn shake_hands(options: &ConnectOptions) -> Result<Handshake> {
-    let doing = format!("connect to the pool host at {}", options.socket.display());
-    let mut stream = UnixStream::connect(&options.socket)
-        .map_err(|e| Error::with_source(ErrorKind::Unavailable, doing.clone(), e))?;
-    let talk = |stream: &mut UnixStream| -> io::Result<Option<Vec<u8>>> {
-        stream.set_read_timeout(Some(options.handshake_timeout))?;
-        stream.set_write_timeout(Some(options.handshake_timeout))?;
-        send_frame(stream, &hello())?;
-        let welcome = receive_frame(stream, REQUEST_MAX)?;
-        stream.set_read_timeout(None)?;
-        stream.set_write_timeout(None)?;
-        Ok(welcome)
-    };
-    let frame = talk(&mut stream)
-        .and_then(|frame| frame.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()))
-        .map_err(|e| broken(&doing, e))?;
-    let info = match open_welcome(&frame).map_err(|e| broken(&doing, e))? {
-        Ok(Reception::Ready(info)) => info,
-        Ok(Reception::Ending) => return Ok(Handshake::Ending(stream)),
-        Ok(Reception::Crowded) => {
-            return Err(Error::new(ErrorKind::InUse, format!("{doing}: it serves too many connections")));
-        }
-        Err(version) => {
-            return Err(Error::new(
-                ErrorKind::Unavailable,
-                format!(
-                    "{doing}: it speaks version {version} of the protocol, this program {VERSION}; unmount its \
-                     devices, stop it and start again"
-                ),
-            ));
-        }
-    };
-    match options.identity {
-        Some(identity) if identity != info.identity => {
-            Err(Error::new(ErrorKind::Invalid, format!("{doing}: it serves another pool")))
-        }
-        _ => Ok(Handshake::Ready(stream, info)),
-    }
-}
-
 impl ThinPool for HostClient {
     fn create_thin(&self, id: DeviceId) -> Result<()> {
-        self.done(&format!("create device {id}"), &Call::CreateThin(id))
+        self.create(&format!("create device {id}"), &Call::CreateThin(id))
     }
 
     fn create_snap(&self, id: DeviceId, origin: DeviceId) -> Result<()> {
-        self.done(&format!("create snapshot {id} of {origin}"), &Call::CreateSnap { id, origin })
+        self.create(&format!("create snapshot {id} of {origin}"), &Call::CreateSnap { id, origin })
     }
 
     fn delete(&self, id: DeviceId) -> Result<()> {
@@ -263,21 +317,21 @@ impl ThinPool for HostClient {
     }
 
     fn activate(&self, id: DeviceId, size: ByteCount, access: Access) -> Result<PathBuf> {
-        match self.call(&format!("activate device {id}"), &Call::Activate { id, size, access })? {
+        match self.call(&format!("activate device {id}"), &Call::Activate { id, size, access }).0? {
             Answer::Path(Some(path)) => Ok(path),
             other => Err(unexpected(&other)),
         }
     }
 
     fn deactivate(&self, id: DeviceId) -> Result<bool> {
-        match self.call(&format!("deactivate device {id}"), &Call::Deactivate(id))? {
+        match self.call(&format!("deactivate device {id}"), &Call::Deactivate(id)).0? {
             Answer::Gone(gone) => Ok(gone),
             other => Err(unexpected(&other)),
         }
     }
 
     fn active_path(&self, id: DeviceId) -> Result<Option<PathBuf>> {
-        match self.call(&format!("find device {id}"), &Call::ActivePath(id))? {
+        match self.call(&format!("find device {id}"), &Call::ActivePath(id)).0? {
             Answer::Path(path) => Ok(path),
             other => Err(unexpected(&other)),
         }
@@ -288,42 +342,48 @@ impl ThinPool for HostClient {
     }
 
     fn usage(&self, id: DeviceId) -> Result<DeviceUsage> {
-        match self.call(&format!("measure device {id}"), &Call::Usage(id))? {
+        match self.call(&format!("measure device {id}"), &Call::Usage(id)).0? {
             Answer::Usage(usage) => Ok(usage),
             other => Err(unexpected(&other)),
         }
     }
 
     fn written(&self, id: DeviceId) -> Result<ByteCount> {
-        match self.call(&format!("measure device {id}"), &Call::Written(id))? {
+        match self.call(&format!("measure device {id}"), &Call::Written(id)).0? {
             Answer::Bytes(bytes) => Ok(bytes),
             other => Err(unexpected(&other)),
         }
     }
 
     fn delta(&self, from: DeviceId, to: DeviceId) -> Result<Vec<ChangedRange>> {
-        match self.call(&format!("compare devices {from} and {to}"), &Call::Delta { from, to })? {
+        match self.call(&format!("compare devices {from} and {to}"), &Call::Delta { from, to }).0? {
             Answer::Delta(ranges) => Ok(ranges),
             other => Err(unexpected(&other)),
         }
     }
 
     fn devices(&self) -> Result<Vec<DeviceId>> {
-        match self.call("list the devices", &Call::Devices)? {
+        match self.call("list the devices", &Call::Devices).0? {
             Answer::Devices(devices) => Ok(devices),
             other => Err(unexpected(&other)),
         }
     }
 
     fn status(&self) -> Result<PoolStatus> {
-        match self.call("ask for the pool's status", &Call::Status)? {
+        match self.call("ask for the pool's status", &Call::Status).0? {
             Answer::Status(status) => Ok(status),
             other => Err(unexpected(&other)),
         }
     }
 
     fn set_transaction_id(&self, from: u64, to: u64) -> Result<()> {
-        self.done(&format!("set transaction id {to}"), &Call::SetTransactionId { from, to })
+        match self.call(&format!("set transaction id {to}"), &Call::SetTransactionId { from, to }) {
+            (Ok(Answer::Done), _) => Ok(()),
+            // An earlier try may have made the step.
+            (Err(_), true) if self.status()?.transaction_id == to => Ok(()),
+            (Ok(other), _) => Err(unexpected(&other)),
+            (Err(error), _) => Err(error),
+        }
     }
 
     fn grow(&self, data: Option<ByteCount>, metadata: Option<ByteCount>) -> Result<()> {
@@ -331,7 +391,7 @@ impl ThinPool for HostClient {
     }
 
     fn trim(&self) -> Result<ByteCount> {
-        match self.call("trim the pool", &Call::Trim)? {
+        match self.call("trim the pool", &Call::Trim).0? {
             Answer::Bytes(bytes) => Ok(bytes),
             other => Err(unexpected(&other)),
         }
@@ -342,7 +402,7 @@ impl ThinPool for HostClient {
     }
 
     fn wait_status(&self, steady: &Steady, timeout: Duration) -> Result<PoolStatus> {
-        match self.call("wait for news of the pool", &Call::WaitStatus { steady: *steady, timeout })? {
+        match self.call("wait for news of the pool", &Call::WaitStatus { steady: *steady, timeout }).0? {
             Answer::Status(status) => Ok(status),
             other => Err(unexpected(&other)),
         }
@@ -353,14 +413,14 @@ impl ThinPool for HostClient {
     }
 
     fn begin_view(&self) -> Result<MetadataView> {
-        match self.call("view the metadata", &Call::BeginView)? {
+        match self.call("view the metadata", &Call::BeginView).0? {
             Answer::View(view) => Ok(view),
             other => Err(unexpected(&other)),
         }
     }
 
     fn end_view(&self, number: u64) -> Result<bool> {
-        match self.call("end a view of the metadata", &Call::EndView(number))? {
+        match self.call("end a view of the metadata", &Call::EndView(number)).0? {
             Answer::Whole(whole) => Ok(whole),
             other => Err(unexpected(&other)),
         }

@@ -1,5 +1,10 @@
 //! A pool served by a process of its own.
 mod client;
+mod control;
+mod death;
+mod descriptors;
+mod handshake;
+mod keeper;
 mod protocol;
 mod readiness;
 mod server;
@@ -7,6 +12,7 @@ mod service;
 mod supervisor;
 
 pub use client::{ConnectOptions, HostClient};
+pub use keeper::{DescriptorStore, HostKeeper, NoStore, Replaced};
 pub use protocol::{HostInfo, StopOutcome};
 pub use server::{HostOptions, run};
 pub use supervisor::{SpawnOptions, connect_or_spawn};

@@ -137,6 +137,8 @@ pub(super) enum Answer {
     Stop(StopOutcome),
     View(MetadataView),
     Whole(bool),
+    /// Nothing was done: the host is ending, and another one may follow.
+    Ending,
 }
 
 /// An error on its way to another process: the kind to match on and the text with its causes.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::{Permissions, remove_file, set_permissions};
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -24,10 +24,12 @@ use nix::unistd::setsid;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{Exporter, keep_resident};
+use crate::host::control::{is_control, serve_control};
 use crate::host::protocol::{
-    Answer, REQUEST_MAX, Reception, StopOutcome, receive, receive_frame, send, send_frame, version_of_hello, welcome,
+    Answer, REQUEST_MAX, Reception, StopOutcome, VERSION, receive, receive_frame, send, send_frame, version_of_hello,
+    welcome,
 };
-use crate::host::readiness::Readiness;
+use crate::host::readiness::{Readiness, receive_inheritance};
 use crate::host::service::Service;
 use crate::thin_pool::ThinPool;
 
@@ -49,12 +51,17 @@ pub struct HostOptions {
 
 /// The whole life of a host process: leaves the caller's session, opens the pool with `open`, says that it is
 /// ready, serves, and returns when it was asked to stop (`SIGTERM`, [`StopOutcome`]) or nobody was left, with no
-/// device open. Call it first thing in a process of one thread.
+/// device open, or when it handed its devices over. `open` gets the descriptors of a dead host's exporter
+/// ([`Exporter::descriptors`]), if there is one to take over from. Call it first thing in a process of one thread.
 ///
 /// Errors: those of `open`; `InUse` if another host serves the socket.
-pub fn run(options: &HostOptions, open: impl FnOnce() -> Result<(Arc<dyn ThinPool>, Arc<dyn Exporter>)>) -> Result<()> {
+pub fn run(
+    options: &HostOptions,
+    open: impl FnOnce(Vec<OwnedFd>) -> Result<(Arc<dyn ThinPool>, Arc<dyn Exporter>)>,
+) -> Result<()> {
     let readiness = Readiness::new(options.supervised)?;
-    match start(options, open) {
+    let started = if options.supervised { receive_inheritance() } else { Ok(Vec::new()) };
+    match started.and_then(|inherited| start(options, || open(inherited))) {
         Ok(server) => {
             readiness.ready();
             server.serve()
@@ -164,6 +171,11 @@ impl Server {
             self.obey_signals()?;
             self.end_if_alone();
             self.join_ended();
+        }
+        if self.service.is_handed_over() {
+            // Calls that are still under way would keep the devices waiting. The process ends now, and its threads with
+            // it: what they have begun is as if it had been killed.
+            return Ok(());
         }
         let parting = std::mem::take(&mut lock(&self.connections).streams);
         let mut streams = Vec::new();
@@ -325,6 +337,9 @@ fn converse(service: &Service, stream: &UnixStream, crowded: bool) -> io::Result
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not begin with a hello"));
     }
     stream.set_read_timeout(None)?;
+    if is_control(&frame) {
+        return serve_control(stream, VERSION, service);
+    }
     let reception = match service.is_stopping() {
         true => Reception::Ending,
         false if crowded => Reception::Crowded,

@@ -1,18 +1,24 @@
 //! Answers calls on the pool, and decides whether the host may end.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::Exporter;
+use crate::host::control::Controlled;
 use crate::host::protocol::{Answer, Call, Failure, HostInfo, Outcome, Request, StopOutcome, boot_id};
 use crate::thin_pool::ThinPool;
 use crate::units::DeviceId;
 
 /// Longest wait for news in one call; the client asks again.
 const WAIT_STATUS_MAX: Duration = Duration::from_secs(60);
+
+/// Longest wait of a host that handed over for the last answer to be on its way.
+const PARTING_WAIT: Duration = Duration::from_secs(5);
 
 /// The pool as the connections' threads see it.
 pub(super) struct Service {
@@ -24,6 +30,11 @@ pub(super) struct Service {
     /// True once no device is left and no call is taken any more. Held for reading during each call, for writing
     /// while the host tries to stop: the two never overlap.
     stopping: RwLock<bool>,
+    /// The devices are left to a successor.
+    handed_over: AtomicBool,
+    /// True once who asked for that knows that it is done.
+    parted: Mutex<bool>,
+    parting: Condvar,
 }
 
 impl Service {
@@ -36,7 +47,16 @@ impl Service {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        Ok(Self { pool, exporter, info, bell, stopping: RwLock::new(false) })
+        Ok(Self {
+            pool,
+            exporter,
+            info,
+            bell,
+            stopping: RwLock::new(false),
+            handed_over: AtomicBool::new(false),
+            parted: Mutex::new(false),
+            parting: Condvar::new(),
+        })
     }
 
     pub(super) fn info(&self) -> &HostInfo {
@@ -86,6 +106,17 @@ impl Service {
         Ok(StopOutcome::Busy(busy))
     }
 
+    /// True if the devices were handed over: the process is to end, and to leave everything as it is. Waits until who
+    /// asked for that has its answer.
+    pub(super) fn is_handed_over(&self) -> bool {
+        if !self.handed_over.load(Ordering::SeqCst) {
+            return false;
+        }
+        let parted = self.parted.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.parting.wait_timeout_while(parted, PARTING_WAIT, |parted| !*parted));
+        true
+    }
+
     /// Takes down what stands behind the devices, of which none is left.
     pub(super) fn close(&self) -> Result<()> {
         self.exporter.shutdown()
@@ -107,14 +138,45 @@ impl Service {
             }
             Request::Pool(call) => {
                 let stopping = self.stopping.read().unwrap_or_else(PoisonError::into_inner);
-                if *stopping {
-                    Err(Error::new(ErrorKind::Unavailable, "the pool host is ending"))
-                } else {
-                    perform(self.pool.as_ref(), call)
-                }
+                if *stopping { Ok(Answer::Ending) } else { perform(self.pool.as_ref(), call) }
             }
         };
         result.map_err(|error| Failure::from(&error))
+    }
+}
+
+impl Controlled for Service {
+    fn descriptors(&self) -> Result<Vec<OwnedFd>> {
+        self.exporter.descriptors()
+    }
+
+    fn hand_over(&self) -> Result<()> {
+        let mut stopping = self.stopping.write().unwrap_or_else(PoisonError::into_inner);
+        if *stopping {
+            return Err(Error::new(ErrorKind::Unavailable, "hand over: the pool host is ending"));
+        }
+        let shown = self.exporter.attached();
+        self.exporter.hand_over()?;
+        // From here on requests wait for the successor: this process must end, whatever happens.
+        self.handed_over.store(true, Ordering::SeqCst);
+        *stopping = true;
+        if let Err(error) = self.pool.interrupt_waits() {
+            tracing::warn!("end what waits for news of the pool: {error}");
+        }
+        // A courtesy: what is not committed stands in the intent log.
+        for (id, _) in shown {
+            if let Err(error) = self.pool.flush(id) {
+                tracing::warn!("commit before handing over: {error}");
+            }
+        }
+        tracing::info!("handed over: the pool host ends");
+        Ok(())
+    }
+
+    fn part(&self) {
+        *self.parted.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.parting.notify_all();
+        self.ring();
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, read_to_string, rename};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
@@ -15,8 +16,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe2;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::client::{ConnectOptions, Handshake, HostClient, shake_hands};
-use crate::host::protocol::{REQUEST_MAX, receive};
+use crate::host::client::{ConnectOptions, HostClient};
+use crate::host::descriptors::send_descriptors;
+use crate::host::handshake::{Handshake, shake_hands, stranger};
+use crate::host::protocol::{REQUEST_MAX, VERSION, receive};
 use crate::host::readiness::Report;
 
 /// A log above this size is set aside at the next start, so that the two together stay bounded between starts.
@@ -35,8 +38,8 @@ pub struct SpawnOptions {
     pub args: Vec<OsString>,
     /// A directory of this pool for `host.lock` and `host.log`; it must exist.
     pub run_dir: PathBuf,
-    /// When to give up waiting for the start.
-    pub deadline: Instant,
+    /// Longest wait for a start.
+    pub start_timeout: Duration,
 }
 
 /// Connects to the living host, or starts one and connects to it; of several callers at once one starts it.
@@ -44,35 +47,59 @@ pub struct SpawnOptions {
 /// ctrl-C in its terminal ends it. Errors: those that the host met while opening the pool; `Unavailable` if it died
 /// or was not ready in time (with the last lines of the log).
 pub fn connect_or_spawn(options: &SpawnOptions) -> Result<HostClient> {
-    if let Some(client) = adopt(options)? {
-        return Ok(client);
+    if let Living::Here(client) = look_for(options)? {
+        return Ok(*client);
     }
     // Whoever holds the lock is bounded by its own deadline, so this wait is bounded too.
     let _lock = lock_start(&options.run_dir)?;
-    if let Some(client) = adopt(options)? {
-        return Ok(client);
+    if let Living::Here(client) = look_for(options)? {
+        return Ok(*client);
     }
-    let mut child = spawn(options)?;
-    let started = wait_ready(&mut child, options);
-    reap_later(child.process);
-    started?;
+    start(options, &options.program, &[])?;
     HostClient::connect(options.connect.clone())
 }
 
-/// The living host, waiting for one that is just ending. `None`: there is none.
-fn adopt(options: &SpawnOptions) -> Result<Option<HostClient>> {
+/// A host that was looked for.
+pub(super) enum Living {
+    /// It lives, and this speaks to it.
+    Here(Box<HostClient>),
+    /// It lives, and speaks another version of the protocol.
+    Stranger,
+    /// There is none.
+    Nowhere,
+}
+
+/// As [`look_for_any`]; a host of another version is an error.
+fn look_for(options: &SpawnOptions) -> Result<Living> {
+    match look_for_any(options)? {
+        (Living::Stranger, version) => Err(stranger(&options.connect, version)),
+        (living, _) => Ok(living),
+    }
+}
+
+/// The living host, waiting for one that is just ending; and its version of the protocol, if it is not ours.
+pub(super) fn look_for_any(options: &SpawnOptions) -> Result<(Living, u32)> {
     match shake_hands(&options.connect) {
-        Ok(Handshake::Ready(stream, info)) => Ok(Some(HostClient::adopt(options.connect.clone(), stream, info))),
+        Ok(Handshake::Ready(stream, info)) => {
+            Ok((Living::Here(Box::new(HostClient::adopt(options.connect.clone(), stream, info))), VERSION))
+        }
+        Ok(Handshake::Stranger(version)) => Ok((Living::Stranger, version)),
         Ok(Handshake::Ending(stream)) => {
-            if wait_readable(&stream, options.deadline)? {
-                Ok(None)
+            if wait_readable(&stream, Instant::now() + options.start_timeout)? {
+                Ok((Living::Nowhere, VERSION))
             } else {
                 Err(Error::new(ErrorKind::Unavailable, "wait for the former pool host to end: it took too long"))
             }
         }
-        Err(error) if is_absence(&error) => Ok(None),
+        Err(error) if is_absence(&error) => Ok((Living::Nowhere, VERSION)),
         Err(error) => Err(error),
     }
+}
+
+/// Starts a host and waits until it is ready; with `descriptors` it takes over what they belong to. Returns its
+/// process id.
+pub(super) fn start(options: &SpawnOptions, program: &Path, descriptors: &[OwnedFd]) -> Result<u32> {
+    Starting::begin(options, program, descriptors)?.finish()
 }
 
 /// True if nobody listens at the socket, as opposed to somebody whom we do not understand.
@@ -90,33 +117,104 @@ fn is_absence(error: &Error) -> bool {
     })
 }
 
-fn lock_start(run_dir: &Path) -> Result<Flock<File>> {
+pub(super) fn lock_start(run_dir: &Path) -> Result<Flock<File>> {
     let path = run_dir.join("host.lock");
     let fail = |e: io::Error| Error::io(format!("lock {}", path.display()), e);
     let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&path).map_err(fail)?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| fail(errno.into()))
 }
 
-/// A host that is starting, and the pipe through which it tells how that went.
-struct Starting {
-    process: Child,
+/// A host that is starting, and the pipe through which it tells how that went. Dropped before it is ready, it is killed.
+pub(super) struct Starting {
+    process: Option<Child>,
     report: OwnedFd,
     log: PathBuf,
+    deadline: Instant,
 }
 
-fn spawn(options: &SpawnOptions) -> Result<Starting> {
-    let fail = |e: io::Error| Error::io(format!("start the pool host {}", options.program.display()), e);
-    let (report, stdout) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| fail(errno.into()))?;
-    let log = options.run_dir.join("host.log");
-    let process = Command::new(&options.program)
-        .args(&options.args)
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(stdout)
-        .stderr(open_log(&log)?)
-        .spawn()
-        .map_err(fail)?;
-    Ok(Starting { process, report, log })
+impl Starting {
+    /// Starts the process. With descriptors it returns when they have arrived: from there on the process holds what
+    /// they belong to, and waits until the host before it is gone.
+    pub(super) fn begin(options: &SpawnOptions, program: &Path, descriptors: &[OwnedFd]) -> Result<Self> {
+        let fail = |e: io::Error| Error::io(format!("start the pool host {}", program.display()), e);
+        let (report, stdout) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| fail(errno.into()))?;
+        let log = options.run_dir.join("host.log");
+        // Through a socket and not by number: another thread that starts a program would pass them on to it.
+        let passing = if descriptors.is_empty() { None } else { Some(UnixStream::pair().map_err(fail)?) };
+        let stdin = match &passing {
+            Some((near, far)) => {
+                send_descriptors(near, descriptors).map_err(fail)?;
+                Stdio::from(OwnedFd::from(far.try_clone().map_err(fail)?))
+            }
+            None => Stdio::null(),
+        };
+        let process = Command::new(program)
+            .args(&options.args)
+            .current_dir("/")
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("LISTEN_FDS")
+            .stdin(stdin)
+            .stdout(stdout)
+            .stderr(open_log(&log)?)
+            .spawn()
+            .map_err(fail)?;
+        let deadline = Instant::now() + options.start_timeout;
+        let starting = Self { process: Some(process), report, log, deadline };
+        if let Some((near, far)) = passing {
+            drop(far);
+            starting.wait_arrived(near)?;
+        }
+        Ok(starting)
+    }
+
+    fn wait_arrived(&self, mut near: UnixStream) -> Result<()> {
+        let doing = "hand descriptors to a new pool host";
+        if !wait_readable(&near, self.deadline)? {
+            return Err(Error::new(ErrorKind::Unavailable, format!("{doing}: it did not take them in time")));
+        }
+        match near.read(&mut [0]) {
+            Ok(1) => Ok(()),
+            Ok(_) => Err(Error::new(ErrorKind::Unavailable, format!("{doing}: it died at once{}", quote(&self.log)))),
+            Err(error) => Err(Error::io(doing, error)),
+        }
+    }
+
+    /// Waits until it is ready; returns its process id.
+    pub(super) fn finish(mut self) -> Result<u32> {
+        self.wait_ready()?;
+        let Some(process) = self.process.take() else { return Ok(0) };
+        let pid = process.id();
+        reap_later(process);
+        Ok(pid)
+    }
+
+    fn wait_ready(&self) -> Result<()> {
+        let fail =
+            |what: &str| Error::new(ErrorKind::Unavailable, format!("start the pool host: {what}{}", quote(&self.log)));
+        if !wait_readable(&self.report, self.deadline)? {
+            return Err(fail("it was not ready in time"));
+        }
+        let pipe = self.report.try_clone().map_err(|e| Error::io("read the pool host's report", e))?;
+        match receive::<Report>(&mut File::from(pipe), REQUEST_MAX) {
+            Ok(Some(report)) => report.map_err(|failure| Error::from(failure).doing("start the pool host")),
+            Ok(None) => Err(fail("it died at once")),
+            Err(error) => {
+                let text = format!("start the pool host: its report is broken{}", quote(&self.log));
+                Err(Error::with_source(ErrorKind::Unavailable, text, error))
+            }
+        }
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        let Some(mut process) = self.process.take() else { return };
+        // It may hang anywhere; it serves nobody yet.
+        if let Err(error) = process.kill() {
+            tracing::debug!("end a host that did not start: {error}");
+        }
+        reap_later(process);
+    }
 }
 
 fn open_log(path: &Path) -> Result<File> {
@@ -125,33 +223,6 @@ fn open_log(path: &Path) -> Result<File> {
         rename(path, path.with_extension("log.old")).map_err(fail)?;
     }
     OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(fail)
-}
-
-fn wait_ready(starting: &mut Starting, options: &SpawnOptions) -> Result<()> {
-    let end = |starting: &mut Starting| {
-        // It may hang anywhere; it serves nobody yet.
-        if let Err(error) = starting.process.kill() {
-            tracing::debug!("end a host that did not start: {error}");
-        }
-    };
-    if !wait_readable(&starting.report, options.deadline)? {
-        end(starting);
-        let text = format!("start the pool host: it was not ready in time{}", quote(&starting.log));
-        return Err(Error::new(ErrorKind::Unavailable, text));
-    }
-    let pipe = starting.report.try_clone().map_err(|e| Error::io("read the pool host's report", e))?;
-    match receive::<Report>(&mut File::from(pipe), REQUEST_MAX) {
-        Ok(Some(report)) => report.map_err(|failure| Error::from(failure).doing("start the pool host")),
-        Ok(None) => {
-            let text = format!("start the pool host: it died at once{}", quote(&starting.log));
-            Err(Error::new(ErrorKind::Unavailable, text))
-        }
-        Err(error) => {
-            end(starting);
-            let text = format!("start the pool host: its report is broken{}", quote(&starting.log));
-            Err(Error::with_source(ErrorKind::Unavailable, text, error))
-        }
-    }
 }
 
 /// True: there is something to read, the end included. False: not before `deadline`.
@@ -169,7 +240,7 @@ fn wait_readable(fd: &impl AsFd, deadline: Instant) -> Result<bool> {
 }
 
 /// The last lines of a log, for a message.
-fn quote(log: &Path) -> String {
+pub(super) fn quote(log: &Path) -> String {
     let Ok(text) = read_to_string(log) else { return String::new() };
     let lines: Vec<&str> = text.lines().rev().take(LOG_LINES).collect();
     lines.iter().rev().fold(format!("; {} ends with:", log.display()), |all, line| all + "\n  " + line)

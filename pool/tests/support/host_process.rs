@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,7 +43,12 @@ impl HostDir {
     }
 
     pub(crate) fn connect_options(&self) -> ConnectOptions {
-        ConnectOptions { socket: self.path().join("sock"), identity: None, handshake_timeout: WAIT }
+        ConnectOptions {
+            socket: self.path().join("sock"),
+            identity: None,
+            handshake_timeout: WAIT,
+            patience: Duration::ZERO,
+        }
     }
 
     pub(crate) fn spawn_options(&self) -> SpawnOptions {
@@ -60,7 +65,7 @@ impl HostDir {
             program: PathBuf::from("/usr/bin/env"),
             args: args.into_iter().chain(shell).chain([program]).chain(harness).collect(),
             run_dir: self.path().to_path_buf(),
-            deadline: Instant::now() + WAIT,
+            start_timeout: WAIT,
         }
     }
 
@@ -117,7 +122,7 @@ pub(crate) fn be_the_host() {
     let idle_ms = std::env::var(IDLE_MS).unwrap().parse().unwrap();
     let options =
         HostOptions { socket: dir.join("sock"), idle_after: Duration::from_millis(idle_ms), supervised: true };
-    let open = || -> Result<(Arc<dyn ThinPool>, Arc<dyn Exporter>)> {
+    let open = |inherited: Vec<OwnedFd>| -> Result<(Arc<dyn ThinPool>, Arc<dyn Exporter>)> {
         if dir.join("refuse").exists() {
             return Err(Error::new(ErrorKind::NeedsCheck, "open the pool: the test wants it refused"));
         }
@@ -125,9 +130,11 @@ pub(crate) fn be_the_host() {
             eprintln!("last words");
             std::process::exit(7);
         }
-        let exporter: Arc<dyn Exporter> = Arc::new(FuseExporter::start(FuseOptions::new(dir.join("export")))?);
-        let pool =
-            open_embedded(&PoolPaths::in_dir(&dir.join("pool")), Arc::clone(&exporter), &EmbeddedOptions::default())?;
+        let mut options = FuseOptions::new(dir.join("export"));
+        options.alive = Some(dir.join("host.alive"));
+        let exporter: Arc<dyn Exporter> = Arc::new(FuseExporter::begin(options, inherited)?);
+        let options = EmbeddedOptions { intent_log: Some(dir.join("intent.log")), ..EmbeddedOptions::default() };
+        let pool = open_embedded(&PoolPaths::in_dir(&dir.join("pool")), Arc::clone(&exporter), &options)?;
         Ok((pool, exporter))
     };
     if let Err(error) = run_host(&options, open) {

@@ -72,7 +72,7 @@ fn host() -> &'static Host {
 pub(crate) fn start_host(socket: &Path, pool: FakePool) {
     let options = HostOptions { socket: socket.to_owned(), idle_after: Duration::from_secs(3600), supervised: false };
     std::thread::spawn(move || {
-        let opened = || Ok((Arc::new(pool) as Arc<dyn ThinPool>, Arc::new(BusyExporter) as Arc<dyn Exporter>));
+        let opened = |_| Ok((Arc::new(pool) as Arc<dyn ThinPool>, Arc::new(BusyExporter) as Arc<dyn Exporter>));
         let ended = run_host(&options, opened);
         panic!("the host has ended: {ended:?}");
     });
@@ -84,7 +84,12 @@ pub(crate) fn start_host(socket: &Path, pool: FakePool) {
 }
 
 fn connect(socket: &Path) -> Result<HostClient> {
-    HostClient::connect(ConnectOptions { socket: socket.to_owned(), identity: None, handshake_timeout: PATIENCE })
+    HostClient::connect(ConnectOptions {
+        socket: socket.to_owned(),
+        identity: None,
+        handshake_timeout: PATIENCE,
+        patience: Duration::ZERO,
+    })
 }
 
 /// Says anything to a host. The first byte says whether a good hello comes first (1). The host must end the

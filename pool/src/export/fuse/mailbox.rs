@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::export::alive::Alive;
 use crate::export::fuse::node::Nodes;
 use crate::export::fuse::workers::{Home, JobSender};
 
@@ -17,6 +18,8 @@ pub(super) const SLOTS: usize = 32;
 #[derive(Clone)]
 pub(super) struct LoopParts {
     pub(super) device: Arc<OwnedFd>,
+    /// What must stay open as long as an operation of the loop may be under way.
+    pub(super) alive: Option<Arc<Alive>>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) jobs: JobSender,
     pub(super) mailbox: Arc<Mailbox>,

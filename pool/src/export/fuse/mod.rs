@@ -1,5 +1,7 @@
 //! A FUSE filesystem with a file per shown device.
 mod arena;
+mod attendant;
+mod lost_volume;
 mod lot;
 mod mailbox;
 mod node;
@@ -12,6 +14,9 @@ mod thread_loop;
 mod wire;
 mod workers;
 
+pub(super) use attendant::Attendant;
+pub(super) use lost_volume::LostVolume;
 pub(super) use node::{Node, Nodes};
 pub(super) use serving::Serving;
-pub(super) use session::{MountState, Session, detach_mount, make_dir, mount_state};
+pub(crate) use session::is_connected;
+pub(super) use session::{MountState, Session, abort_mount, detach_mount, is_mounted, make_dir, mount_state};

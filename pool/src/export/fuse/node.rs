@@ -3,14 +3,16 @@
 //! Invariant: a volume is dropped on a thread that may block, never on an event loop, and only after the kernel has
 //! released the last open file; the release comes after the answer of every request on that file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
 use crate::export::exporter::Volume;
 use crate::export::fuse::lot::Lot;
 use crate::export::fuse::wire::{Attributes, ROOT_NODE};
+use crate::export::loop_device::LoopDevice;
 use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
 
@@ -58,21 +60,59 @@ enum Leaving {
     Dropping,
 }
 
-/// How many files the kernel has open, by node, and which nodes leave when that comes to none.
+/// Which files the kernel has open, and which nodes leave when none is left.
 #[derive(Default)]
 struct Openings {
+    /// Open files by node.
     counts: HashMap<u64, u64>,
+    /// The node of each file that was opened here.
+    handles: HashMap<u64, u64>,
+    /// Nodes that a loop device has open since before this process served.
+    inherited: HashSet<u64>,
+    /// The loop device on a node, once it is bound.
+    bound: HashMap<u64, LoopDevice>,
     leaving: HashMap<u64, Leaving>,
+    next_handle: u64,
+}
+
+impl Openings {
+    fn is_open(&self, number: u64) -> bool {
+        self.counts.contains_key(&number) || self.inherited.contains(&number)
+    }
+}
+
+/// What the kernel and the first server of a connection agreed on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::export) struct Agreement {
+    /// The kernel sends unanswered requests again when it is asked to.
+    pub(in crate::export) resend: bool,
 }
 
 /// All files of one filesystem.
-#[derive(Default)]
+///
+/// The kernel's opens outlive the process that answered them. So handles have numbers that no other process gives
+/// out, and a release of an unknown one says nothing by itself: the loop driver is asked whether it still has the file.
 pub(in crate::export) struct Nodes {
     by_number: RwLock<HashMap<u64, Arc<Node>>>,
     openings: Mutex<Openings>,
     changed: Condvar,
     /// The writes on them that wait for room.
     pub(in crate::export) lot: Lot,
+    agreement: OnceLock<Agreement>,
+}
+
+impl Default for Nodes {
+    fn default() -> Self {
+        // Random, so that the numbers of two processes never meet.
+        let next_handle = RandomState::new().build_hasher().finish();
+        Self {
+            by_number: RwLock::default(),
+            openings: Mutex::new(Openings { next_handle, ..Openings::default() }),
+            changed: Condvar::new(),
+            lot: Lot::default(),
+            agreement: OnceLock::new(),
+        }
+    }
 }
 
 impl Nodes {
@@ -117,20 +157,85 @@ impl Nodes {
         list
     }
 
-    pub(super) fn opened(&self, number: u64) {
-        *self.openings().counts.entry(number).or_default() += 1;
+    /// Notes what INIT settled.
+    pub(super) fn begin(&self, resend: bool) {
+        if self.agreement.set(Agreement { resend }).is_err() {
+            tracing::warn!("the kernel began the connection twice");
+        }
+        drop(self.openings());
+        self.changed.notify_all();
     }
 
-    /// Counts a release. True: the caller must now call [`Nodes::finish`] on a thread that may block.
-    pub(super) fn released(&self, number: u64) -> bool {
+    /// Notes that the connection began under another process, which could only be taken over if requests are sent again.
+    pub(in crate::export) fn resume(&self) {
+        self.begin(true);
+    }
+
+    /// What INIT settled, waiting for it until `deadline`.
+    pub(in crate::export) fn agreement(&self, deadline: Instant) -> Option<Agreement> {
         let mut openings = self.openings();
+        loop {
+            if let Some(agreement) = self.agreement.get() {
+                return Some(*agreement);
+            }
+            let left = deadline.checked_duration_since(Instant::now())?;
+            openings = self.changed.wait_timeout(openings, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Counts an open file and gives it a number.
+    pub(super) fn opened(&self, number: u64) -> u64 {
+        let mut openings = self.openings();
+        let handle = openings.next_handle;
+        openings.next_handle = handle.wrapping_add(1);
+        openings.handles.insert(handle, number);
+        *openings.counts.entry(number).or_default() += 1;
+        handle
+    }
+
+    /// Counts a release. True: the caller must now call [`Nodes::settle`] on a thread that may block.
+    pub(super) fn released(&self, number: u64, handle: u64) -> bool {
+        let mut openings = self.openings();
+        if openings.handles.remove(&handle).is_none() {
+            return openings.inherited.contains(&number);
+        }
         if let Some(count) = openings.counts.get_mut(&number) {
             *count = count.saturating_sub(1);
             if *count == 0 {
                 openings.counts.remove(&number);
             }
         }
-        !openings.counts.contains_key(&number) && openings.leaving.contains_key(&number)
+        !openings.is_open(number)
+    }
+
+    /// Notes that a loop device has the file.
+    pub(in crate::export) fn bound(&self, id: DeviceId, device: LoopDevice) {
+        self.openings().bound.insert(Node::number(id), device);
+    }
+
+    /// As [`Nodes::bound`], for a loop device that a process before this one bound.
+    pub(in crate::export) fn inherit(&self, id: DeviceId, device: LoopDevice) {
+        let number = Node::number(id);
+        let mut openings = self.openings();
+        openings.bound.insert(number, device);
+        openings.inherited.insert(number);
+    }
+
+    /// Looks whether the file is to go: nobody has it open, and it leaves or its loop device has let it go.
+    pub(super) fn settle(&self, number: u64) {
+        let device = self.openings().bound.get(&number).cloned();
+        // The loop driver forgets the file before it releases it.
+        let is_bound = device.as_ref().map(LoopDevice::is_bound);
+        {
+            let mut openings = self.openings();
+            if is_bound == Some(false) && openings.bound.get(&number) == device.as_ref() {
+                openings.inherited.remove(&number);
+                if !openings.is_open(number) {
+                    openings.leaving.entry(number).or_insert(Leaving::Waiting);
+                }
+            }
+        }
+        self.finish(number);
     }
 
     /// Lets the file go as soon as nobody has it open; at once if so.
@@ -139,7 +244,7 @@ impl Nodes {
         let unused = {
             let mut openings = self.openings();
             openings.leaving.entry(number).or_insert(Leaving::Waiting);
-            !openings.counts.contains_key(&number)
+            !openings.is_open(number)
         };
         if unused {
             self.finish(number);
@@ -162,18 +267,19 @@ impl Nodes {
     }
 
     fn holds(&self, openings: &Openings, number: u64) -> bool {
-        openings.counts.contains_key(&number)
+        openings.is_open(number)
             || openings.leaving.contains_key(&number)
             || self.by_number.read().unwrap_or_else(PoisonError::into_inner).contains_key(&number)
     }
 
     /// Drops the volume of a file that nobody has open and that is to leave.
-    pub(super) fn finish(&self, number: u64) {
+    fn finish(&self, number: u64) {
         {
             let mut openings = self.openings();
-            if openings.counts.contains_key(&number) || openings.leaving.get(&number) != Some(&Leaving::Waiting) {
+            if openings.is_open(number) || openings.leaving.get(&number) != Some(&Leaving::Waiting) {
                 return;
             }
+            openings.bound.remove(&number);
             openings.leaving.insert(number, Leaving::Dropping);
         }
         let gone = self.by_number.write().unwrap_or_else(PoisonError::into_inner).remove(&number);

@@ -7,7 +7,7 @@ use crate::export::exporter::Direction;
 use crate::export::fuse::node::{Node, Nodes};
 use crate::export::fuse::wire::{
     Attributes, Fallocate, IN_HEADER, Operation, PAYLOAD_MAX, ROOT_NODE, Request, Span, answer_init, answer_open,
-    answer_open_dir, answer_read_dir, answer_stat_fs, parse_read_dir,
+    answer_open_dir, answer_read_dir, answer_stat_fs, grants_resend, parse_read_dir, parse_release,
 };
 use crate::thin_pool::Access;
 
@@ -46,8 +46,8 @@ pub(super) enum Decision {
     Transfer(Transfer),
     /// Do it on a worker.
     Errand(Errand),
-    /// Answer success, then let a worker call [`Nodes::finish`] for this node.
-    Finish(u64),
+    /// Answer success, then let a worker call [`Nodes::settle`] for this node.
+    Settle(u64),
 }
 
 /// The errno that the block layer shall see. It knows ENOSPC as such; of the others it makes an I/O error.
@@ -80,7 +80,13 @@ pub(super) fn decide(nodes: &Nodes, request: Request, bytes: &[u8]) -> Decision 
             None => Decision::Status(libc::ENOENT),
         },
         Operation::Fallocate => fallocate(nodes, request, arguments),
-        Operation::Init => answer_init(arguments).map_or(Decision::Status(libc::EPROTO), Decision::Answer),
+        Operation::Init => match answer_init(arguments) {
+            Some(answer) => {
+                nodes.begin(grants_resend(&answer));
+                Decision::Answer(answer)
+            }
+            None => Decision::Status(libc::EPROTO),
+        },
         Operation::Lookup => {
             let name = arguments.split(|byte| *byte == 0).next().unwrap_or_default();
             match nodes.attributes_of_name(name) {
@@ -94,21 +100,18 @@ pub(super) fn decide(nodes: &Nodes, request: Request, bytes: &[u8]) -> Decision 
         },
         Operation::Open => {
             // The count is raised before the file is looked for, so that a file that is found stays.
-            nodes.opened(request.node);
+            let handle = nodes.opened(request.node);
             if nodes.find(request.node).is_some() {
-                Decision::Answer(answer_open())
+                Decision::Answer(answer_open(handle))
             } else {
-                nodes.released(request.node);
+                nodes.released(request.node, handle);
                 Decision::Status(libc::ENOENT)
             }
         }
-        Operation::Release => {
-            if nodes.released(request.node) {
-                Decision::Finish(request.node)
-            } else {
-                Decision::Status(0)
-            }
-        }
+        Operation::Release => match parse_release(arguments) {
+            Some(handle) if nodes.released(request.node, handle) => Decision::Settle(request.node),
+            _ => Decision::Status(0),
+        },
         Operation::OpenDir => Decision::Answer(answer_open_dir()),
         Operation::ReadDir => match parse_read_dir(arguments) {
             Some((from, room)) => Decision::Answer(answer_read_dir(&nodes.list(), from, room.min(PAYLOAD_MAX))),

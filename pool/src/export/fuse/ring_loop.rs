@@ -18,6 +18,7 @@ use crate::export::fuse::mailbox::{LoopParts, Mailbox, SLOTS};
 use crate::export::fuse::node::Nodes;
 use crate::export::fuse::requests::{Decision, Errand, Transfer, decide};
 use crate::export::fuse::ring_slot::{Event, Moving, Slot};
+use crate::export::fuse::session::set_waiting;
 use crate::export::fuse::wire::{OUT_HEADER, PAYLOAD_MAX, Request, WRITE_HEADER, answer_write, out_header};
 use crate::export::fuse::workers::{Home, Job, JobSender, LentSlot, answer};
 
@@ -56,8 +57,12 @@ pub(super) struct RingLoop {
 impl RingLoop {
     /// Must be called on the thread that runs the loop: the ring belongs to it. Errors: no io_uring here.
     pub(super) fn new(parts: LoopParts) -> io::Result<Self> {
+        // A thread loop before this one may have asked for reads that do not wait, which a ring would spin on.
+        set_waiting(&parts.device, true)?;
         let ring = build_ring()?;
-        ring.submitter().register_files(&[parts.device.as_raw_fd()])?;
+        // The ring never uses the second one: it only keeps it open until its last operation is done (see `Alive`).
+        let alive = parts.alive.as_ref().map_or(-1, |alive| alive.raw_fd());
+        ring.submitter().register_files(&[parts.device.as_raw_fd(), alive])?;
         let arena = Arena::new(SLOTS)?;
         let buffers: Vec<_> =
             (0..SLOTS).map(|slot| libc::iovec { iov_base: arena.pointer(slot).cast(), iov_len: PAYLOAD_MAX }).collect();
@@ -245,9 +250,9 @@ impl RingLoop {
             Decision::Silence => self.free.push(slot),
             Decision::Status(errno) => self.answer_now(slot, errno, &[]),
             Decision::Answer(body) => self.answer_now(slot, 0, &body),
-            Decision::Finish(node) => {
+            Decision::Settle(node) => {
                 self.answer_now(slot, 0, &[]);
-                self.jobs.send(Job::Finish(node));
+                self.jobs.send(Job::Settle(node));
             }
         }
     }

@@ -1,21 +1,24 @@
 //! Serves a connection: its event loops and their workers, as one value that ends them.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::export::alive::Alive;
 use crate::export::fuse::mailbox::{LoopParts, Mailbox};
 use crate::export::fuse::node::Nodes;
 use crate::export::fuse::ring_loop::RingLoop;
-use crate::export::fuse::session::Session;
+use crate::export::fuse::session::{Session, duplicate, resend};
 use crate::export::fuse::thread_loop::ThreadLoop;
 use crate::export::fuse::workers::Workers;
 use crate::export::residency::shun_memory_pressure;
 
 /// The threads of one connection; ended and joined when dropped.
 pub(in crate::export) struct Serving {
+    devices: Vec<Arc<OwnedFd>>,
     loops: Vec<(Arc<Mailbox>, JoinHandle<()>)>,
     /// After the loops: a loop ends only when its last errand is done.
     workers: Workers,
@@ -23,14 +26,22 @@ pub(in crate::export) struct Serving {
 
 impl Serving {
     /// Starts one event loop for each descriptor of the connection.
-    pub(in crate::export) fn start(session: Session, nodes: &Arc<Nodes>, worker_threads: usize) -> Result<Self> {
+    pub(in crate::export) fn start(
+        session: Session,
+        nodes: &Arc<Nodes>,
+        worker_threads: usize,
+        alive: Option<&Arc<Alive>>,
+    ) -> Result<Self> {
         let workers = Workers::start(worker_threads, Arc::clone(nodes))?;
-        let mut serving = Self { loops: Vec::new(), workers };
+        let mut serving = Self { devices: Vec::new(), loops: Vec::new(), workers };
         for (number, fd) in session.into_fds().into_iter().enumerate() {
             let fail = |e: io::Error| Error::io("start an event loop of the exporter", e);
             let mailbox = Arc::new(Mailbox::new().map_err(fail)?);
+            let device = Arc::new(fd);
+            serving.devices.push(Arc::clone(&device));
             let parts = LoopParts {
-                device: Arc::new(fd),
+                device,
+                alive: alive.cloned(),
                 nodes: Arc::clone(nodes),
                 jobs: serving.workers.sender(),
                 mailbox: Arc::clone(&mailbox),
@@ -47,6 +58,16 @@ impl Serving {
                 .map_err(fail)?;
         }
         Ok(serving)
+    }
+
+    /// Further descriptors of the connection.
+    pub(in crate::export) fn descriptors(&self) -> Result<Vec<OwnedFd>> {
+        self.devices.iter().map(|device| duplicate(device)).collect()
+    }
+
+    /// Has the kernel send again what a server before this one did not answer.
+    pub(in crate::export) fn resend(&self) -> Result<()> {
+        self.devices.first().map_or(Ok(()), |device| resend(device))
     }
 }
 

@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::uio::readv;
 
@@ -13,6 +12,7 @@ use crate::export::fuse::arena::Arena;
 use crate::export::fuse::mailbox::{LoopParts, Mailbox, SLOTS};
 use crate::export::fuse::node::Nodes;
 use crate::export::fuse::requests::{Decision, Errand, decide};
+use crate::export::fuse::session::set_waiting;
 use crate::export::fuse::wire::{PAYLOAD_MAX, Request, WRITE_HEADER};
 use crate::export::fuse::workers::{Home, Job, JobSender, LentSlot, answer};
 
@@ -28,8 +28,7 @@ pub(super) struct ThreadLoop {
 
 impl ThreadLoop {
     pub(super) fn new(parts: LoopParts) -> io::Result<Self> {
-        let flags = OFlag::from_bits_retain(fcntl(&parts.device, FcntlArg::F_GETFL)?) | OFlag::O_NONBLOCK;
-        fcntl(&parts.device, FcntlArg::F_SETFL(flags))?;
+        set_waiting(&parts.device, false)?;
         Ok(Self {
             device: parts.device,
             nodes: parts.nodes,
@@ -127,9 +126,9 @@ impl ThreadLoop {
                 answer(&self.device, request.unique, 0, &body);
                 return self.freed(slot);
             }
-            Decision::Finish(node) => {
+            Decision::Settle(node) => {
                 answer(&self.device, request.unique, 0, &[]);
-                self.jobs.send(Job::Finish(node));
+                self.jobs.send(Job::Settle(node));
                 return self.freed(slot);
             }
         };

@@ -10,7 +10,8 @@ pub(super) const WRITE_HEADER: usize = IN_HEADER + 40;
 pub(super) const OUT_HEADER: usize = 16;
 /// The node of the directory.
 pub(super) const ROOT_NODE: u64 = 1;
-/// Most payload bytes in one READ or WRITE: 256 pages, the kernel's default limit.
+/// Most payload bytes in one READ or WRITE: 256 pages, the kernel's default limit. INIT comes once in the life of a
+/// connection, so a later version that takes over must take at least as much.
 pub(super) const PAYLOAD_MAX: usize = PAYLOAD_BYTES as usize;
 
 const PAYLOAD_BYTES: u32 = PAGES as u32 * 4096;
@@ -162,6 +163,25 @@ pub(super) fn parse_read_dir(arguments: &[u8]) -> Option<(u64, usize)> {
     Some((u64_at(arguments, 8)?, usize::try_from(u32_at(arguments, 16)?).ok()?))
 }
 
+/// The handle that a RELEASE gives back.
+pub(super) fn parse_release(arguments: &[u8]) -> Option<u64> {
+    u64_at(arguments, 0)
+}
+
+/// True if an answer to INIT lets requests be sent again after the death of a server (Linux 6.9).
+pub(super) fn grants_resend(answer: &[u8]) -> bool {
+    u32_at(answer, 32).is_some_and(|high| u64::from(high) << 32 & INIT_HAS_RESEND != 0)
+}
+
+/// The message that has the kernel send again what was read and not answered.
+pub(super) fn resend_message() -> [u8; OUT_HEADER] {
+    const NOTIFY_RESEND: u32 = 7;
+    let mut out = [0; OUT_HEADER];
+    out[..4].copy_from_slice(&16_u32.to_ne_bytes());
+    out[4..8].copy_from_slice(&NOTIFY_RESEND.to_ne_bytes());
+    out
+}
+
 /// The answer to INIT, or `None` if the kernel speaks a protocol that is too old or broken.
 pub(super) fn answer_init(arguments: &[u8]) -> Option<Vec<u8>> {
     let (major, minor) = (u32_at(arguments, 0)?, u32_at(arguments, 4)?);
@@ -225,9 +245,10 @@ impl Attributes {
 }
 
 /// The answer to OPEN of a file: no page cache (the filesystem on the loop device has one), writes side by side.
-pub(super) fn answer_open() -> Vec<u8> {
+/// `handle` comes back in the RELEASE.
+pub(super) fn answer_open(handle: u64) -> Vec<u8> {
     let mut out = Bytes::with_capacity(16);
-    out.u64(0).u32(OPEN_DIRECT_IO | OPEN_PARALLEL_WRITES).u32(0);
+    out.u64(handle).u32(OPEN_DIRECT_IO | OPEN_PARALLEL_WRITES).u32(0);
     out.0
 }
 

@@ -41,8 +41,8 @@ impl Drop for LentSlot {
 pub(super) enum Job {
     /// Do it and answer the request `unique` on `device`.
     Errand { unique: u64, device: Arc<OwnedFd>, errand: Errand, slot: LentSlot },
-    /// Call [`Nodes::finish`].
-    Finish(u64),
+    /// Call [`Nodes::settle`].
+    Settle(u64),
 }
 
 struct Queue {
@@ -142,7 +142,7 @@ fn work(shared: &Shared) {
                     answer(&device, unique, libc::EIO, &[]);
                 }
             }
-            Job::Finish(node) => shared.nodes.finish(node),
+            Job::Settle(node) => shared.nodes.settle(node),
         }
     }
 }

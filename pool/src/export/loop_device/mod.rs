@@ -4,4 +4,4 @@ mod configure;
 mod sysfs;
 
 pub(super) use attach::{AttachOptions, LoopDevice};
-pub(super) use sysfs::{Users, devices_below};
+pub(super) use sysfs::{Users, binding, devices_below};

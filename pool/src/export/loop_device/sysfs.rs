@@ -10,7 +10,25 @@ use std::path::{Path, PathBuf};
 /// The file that a loop device is bound to, as the kernel names it.
 pub(super) fn backing_file(number: u32) -> Option<PathBuf> {
     let text = read_to_string(format!("/sys/block/loop{number}/loop/backing_file")).ok()?;
-    Some(PathBuf::from(text.strip_suffix('\n').unwrap_or(&text)))
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    // So the kernel marks a name that it could not look up meanwhile; the file is the same.
+    Some(PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(text)))
+}
+
+/// What a bound loop device is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::export) struct Binding {
+    /// Bytes.
+    pub(in crate::export) size: u64,
+    pub(in crate::export) read_only: bool,
+    /// It lets its file go with its last opener.
+    pub(in crate::export) autoclear: bool,
+}
+
+/// Reads what a loop device is like; `None` if it is not bound any more.
+pub(in crate::export) fn binding(number: u32) -> Option<Binding> {
+    let read = |name: &str| read_to_string(format!("/sys/block/loop{number}/{name}")).ok()?.trim().parse::<u64>().ok();
+    Some(Binding { size: read("size")? * 512, read_only: read("ro")? != 0, autoclear: read("loop/autoclear")? != 0 })
 }
 
 /// Loop devices, with their files, bound to a file directly in `dir`, which must be an absolute path without symbolic links.
