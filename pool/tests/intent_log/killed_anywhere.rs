@@ -1,0 +1,83 @@
+//! Stories that are killed at every event, and long ones with kills, power cuts and orderly ends by chance.
+
+use crate::story::Story;
+
+/// More blocks than the devices of a story hold at most together with what waits for a commit.
+const BLOCKS: u64 = 90;
+
+/// Plays a story until it is killed, then goes on, kills twice more, and judges. False: it ended before its kill.
+fn killed_once(seed: u64, events: usize, behind: bool) -> bool {
+    let mut story = Story::new(seed, BLOCKS, 128);
+    story.ground.kill_in(events, behind);
+    let died = (0..60).any(|_| !story.step());
+    // Two kills in a row with little, or nothing, between them.
+    story.kill();
+    story.ground.kill_in(3, behind);
+    for _ in 0..3 {
+        story.step();
+    }
+    story.kill();
+    story.ground.assert_sound(&format!("killed at event {events}"), events % 20 == 0);
+    died
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_kill_at_every_event() {
+    let mut kills = 0;
+    for seed in [1, 2, 3, 4] {
+        for behind in [false, true] {
+            let mut events = 0;
+            loop {
+                let story = || killed_once(seed, events, behind);
+                let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(story));
+                assert!(died.is_ok(), "seed {seed}: killed at event {events}, behind it: {behind}");
+                if !died.unwrap() {
+                    break;
+                }
+                events += 1;
+                kills += 1;
+            }
+        }
+    }
+    println!("{kills} kills");
+    assert!(kills > 300, "{kills} kills are too few to mean anything");
+}
+
+#[test]
+fn random_stories_with_kills_and_power_cuts_agree_with_a_plain_model() {
+    let rounds = std::env::var("INTENT_LOG_ROUNDS").map_or(80, |rounds| rounds.parse().unwrap());
+    let (mut cut_off, mut full) = (0, 0);
+    for seed in [11, 12, 13] {
+        // Few blocks: it runs full now and then.
+        let mut story = Story::new(seed, 26, 128);
+        for round in 0..rounds {
+            let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                if story.random.chance(40) {
+                    let (events, behind) = (story.random.below(60), story.random.chance(50));
+                    story.ground.kill_in(usize::try_from(events).unwrap(), behind);
+                }
+                for _ in 0..story.random.below(30) {
+                    story.step();
+                }
+                match story.random.below(10) {
+                    0..5 => story.kill(),
+                    5..9 => {
+                        if !story.ground.is_dead() {
+                            story.cut_power();
+                        }
+                    }
+                    _ => {
+                        story.kill();
+                        story.reopen();
+                    }
+                }
+                story.ground.assert_sound("between two lives", round % 10 == 0);
+            }));
+            assert!(played.is_ok(), "seed {seed}: round {round}");
+        }
+        cut_off += story.cut_off;
+        full += story.full;
+    }
+    println!("{cut_off} calls were cut off, {full} found no room");
+    assert!(cut_off > 10 && full > 0, "the stories are too tame: {cut_off}, {full}");
+}
