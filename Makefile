@@ -12,9 +12,10 @@ RUN_PACKAGES = e2fsprogs mount util-linux xfsprogs
 QUICKSTART_PACKAGES = $(RUN_PACKAGES) debootstrap procps python3 skopeo umoci
 FUZZ_PACKAGES = g++ util-linux
 TEST_PACKAGES = $(QUICKSTART_PACKAGES) $(FUZZ_PACKAGES) attr busybox-static fio libcap2-bin libseccomp2 thin-provisioning-tools
+VM_PACKAGES = busybox-static dmsetup e2fsprogs python3 qemu-system-x86 thin-provisioning-tools zstd
 BENCH_PACKAGES = $(RUN_PACKAGES) fio python3 qemu-utils
 
-.PHONY: build quickstart test crash-explore mutation-check lint fmt fuzz bench bench-quick deny install clean
+.PHONY: build quickstart test test-kernel crash-explore mutation-check lint fmt fuzz bench bench-quick deny install clean
 
 build:
 	@tests/install-missing.sh $(BUILD_PACKAGES)
@@ -44,6 +45,13 @@ crash-explore:
 mutation-check:
 	@tests/install-missing.sh $(BUILD_PACKAGES)
 	tests/mutation-check.sh
+
+# What needs a kernel with dm-thin: on this host's own if it has that, else in a virtual machine with each of Debian's.
+# KERNEL="--kernel 6.1" takes one of them; THINSNAP_HANDOVERS=1000 is the long run.
+test-kernel:
+	@tests/install-missing.sh $(BUILD_PACKAGES) $(VM_PACKAGES)
+	@tests/fetch-deb.sh trixie thin-provisioning-tools $(CACHE)/thin-tools-1.1
+	@tests/leftovers.sh tests/vm/test_kernel.py $(KERNEL)
 
 # Tests may unwrap; they share support modules of which each program uses a part.
 TEST_LINTS = -A clippy::unwrap_used -A dead_code -A unreachable_pub -A unused_imports
