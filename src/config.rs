@@ -77,6 +77,18 @@ pub struct SocketConfig {
     pub mode: u32,
     /// Owning group: a name or a number; `None`: the process's own.
     pub group: Option<String>,
+    /// Who may use containerd's service.
+    pub snapshots: SnapshotPeers,
+}
+
+/// Who may use containerd's service on the socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotPeers {
+    /// Root, as containerd runs.
+    Root,
+    /// Everybody whom the socket's mode and group let connect.
+    Connected,
 }
 
 /// How log lines look on stderr.
@@ -167,6 +179,7 @@ struct SocketTable {
     path: Option<PathBuf>,
     mode: Option<String>,
     group: Option<String>,
+    snapshots: Option<SnapshotPeers>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -199,7 +212,7 @@ struct ProfileTable {
 const TOP_FIELDS: [&str; 10] =
     ["root", "run_dir", "pool", "socket", "floors", "import", "log", "default", "snapshotter", "host"];
 const POOL_FIELDS: [&str; 5] = ["size", "metadata_size", "block_size", "data_device", "metadata_device"];
-const SOCKET_FIELDS: [&str; 3] = ["path", "mode", "group"];
+const SOCKET_FIELDS: [&str; 4] = ["path", "mode", "group", "snapshots"];
 const FLOORS_FIELDS: [&str; 2] = ["data", "metadata"];
 const HOST_FIELDS: [&str; 1] = ["upgrade_on_start"];
 const LOG_FIELDS: [&str; 2] = ["level", "format"];
@@ -232,6 +245,7 @@ impl Config {
             )?)?,
             mode: mode_bits(file.socket.mode.as_deref().unwrap_or("0660"))?,
             group: file.socket.group,
+            snapshots: file.socket.snapshots.unwrap_or(SnapshotPeers::Root),
         };
         let block_size = match (overrides.block_size, file.pool.block_size) {
             (Some(size), _) => size,

@@ -17,6 +17,7 @@ mod upgrade;
 pub use backend::{Backend, Keeping, PoolMissing, create_pool, host_socket_of};
 pub use client::{Connection, Target, socket_link_of};
 pub use metadata::{MetadataReader, verdict};
+pub(crate) use peer::require_root;
 pub use pool_files::pool_paths_of;
 pub use protocol::api;
 pub use server::AdminService;

@@ -49,7 +49,7 @@ impl AsyncWrite for LocalStream {
 }
 
 /// Lets root and this process pass; everybody else gets `PermissionDenied`, also who cannot be told.
-pub(super) fn require_root<T>(verb: &str, request: &Request<T>) -> Result<(), Status> {
+pub(crate) fn require_root<T>(verb: &str, request: &Request<T>) -> Result<(), Status> {
     if request.extensions().get::<InProcess>().is_some() {
         return Ok(());
     }

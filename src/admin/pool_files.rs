@@ -5,9 +5,10 @@
 
 use std::fs::File;
 use std::io::{ErrorKind as IoKind, Read};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use thinsnap_pool::{CreateOptions, PoolPaths, create};
 
 use crate::config::{Config, PoolConfig};
@@ -39,7 +40,10 @@ pub(super) fn is_made(paths: &PoolPaths) -> Result<bool> {
     }
 }
 
-/// A directory that only its owner may enter: snapshots hold other people's setuid programs.
+/// A directory that only its owner may enter: snapshots hold other people's setuid programs. A link that root or we have
+/// put in its place is followed (an administrator moves a root directory so); anybody else's is a trap.
+///
+/// Errors: `Denied` if the directory, or a link to it, belongs to another user.
 pub(super) fn private_dir(path: &Path) -> Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)
@@ -50,8 +54,26 @@ pub(super) fn private_dir(path: &Path) -> Result<()> {
         Err(error) if error.kind() == IoKind::AlreadyExists => {}
         Err(error) => return Err(Error::io(format!("make the directory {}", path.display()), error)),
     }
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
-        .map_err(|error| Error::io(format!("make the directory {} private", path.display()), error))
+    let doing = || format!("make the directory {} private", path.display());
+    let seen = std::fs::symlink_metadata(path).map_err(|error| Error::io(doing(), error))?;
+    check_owner(path, &seen)?;
+    // From here on the open directory, not its name, which whoever owns a directory above may change.
+    let flags = OFlag::O_DIRECTORY | if seen.is_symlink() { OFlag::empty() } else { OFlag::O_NOFOLLOW };
+    let opened = std::fs::OpenOptions::new().read(true).custom_flags(flags.bits()).open(path);
+    let directory = opened.map_err(|error| Error::io(doing(), error))?;
+    check_owner(path, &directory.metadata().map_err(|error| Error::io(doing(), error))?)?;
+    directory.set_permissions(std::fs::Permissions::from_mode(0o700)).map_err(|error| Error::io(doing(), error))
+}
+
+fn check_owner(path: &Path, seen: &std::fs::Metadata) -> Result<()> {
+    let ours = nix::unistd::geteuid().as_raw();
+    if seen.uid() == ours || seen.uid() == 0 {
+        return Ok(());
+    }
+    let what = if seen.is_symlink() { "the link" } else { "the directory" };
+    Err(Error::new(ErrorKind::Denied, format!("{what} {} belongs to user {}", path.display(), seen.uid())).advise(
+        format!("whoever owns it could change the pool under us: chown {ours} it, or choose another directory"),
+    ))
 }
 
 /// Refuses to make a pool without knowing how large, before anything is touched.

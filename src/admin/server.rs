@@ -77,7 +77,9 @@ impl Admin for AdminService {
         self.slow("pool grow", move |backend| pool_verbs::grow(backend, &request)).await
     }
 
-    async fn pool_check(&self, _request: Request<api::PoolCheckRequest>) -> Answer<Self::PoolCheckStream> {
+    async fn pool_check(&self, request: Request<api::PoolCheckRequest>) -> Answer<Self::PoolCheckStream> {
+        // Reads all of the metadata: only root may have the service do that again and again.
+        require_root("pool check", &request)?;
         use pool_check_reply::Step;
         let reply = |step| api::PoolCheckReply { step: Some(step) };
         Ok(streamed(&self.backend, &self.calls, "pool check", move |backend, reports| {
@@ -90,6 +92,7 @@ impl Admin for AdminService {
     }
 
     async fn pool_dump(&self, request: Request<api::PoolDumpRequest>) -> Answer<Self::PoolDumpStream> {
+        require_root("pool dump", &request)?;
         let held = request.into_inner().held;
         Ok(streamed(&self.backend, &self.calls, "pool dump", move |backend, reports| {
             let mut pieces = BufWriter::with_capacity(DUMP_PIECE, Pieces(reports));

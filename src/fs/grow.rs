@@ -1,5 +1,6 @@
 //! Grows a file system to the size of its device.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -67,7 +68,8 @@ impl WorkDir {
 
 fn tempdir_in(work_dir: &Path) -> Result<WorkDir> {
     let path = work_dir.join(format!("{WORK_PREFIX}{}", uuid::Uuid::new_v4()));
-    std::fs::create_dir_all(&path).map_err(|e| Error::io(format!("make directory {}", path.display()), e))?;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+    made.map_err(|e| Error::io(format!("make directory {}", path.display()), e))?;
     Ok(WorkDir { path })
 }
 

@@ -32,11 +32,17 @@ pub struct BlockingCalls {
 
 impl Default for BlockingCalls {
     fn default() -> Self {
-        Self { slow: Arc::new(Semaphore::new(SLOW_CALLS_MAX)) }
+        Self::of(SLOW_CALLS_MAX)
     }
 }
 
 impl BlockingCalls {
+    /// Runs this many slow verbs at one time.
+    #[must_use]
+    pub fn of(slow_calls_max: usize) -> Self {
+        Self { slow: Arc::new(Semaphore::new(slow_calls_max)) }
+    }
+
     /// Runs a verb that changes something or waits for the pool.
     pub async fn slow<T: Send + 'static>(
         &self,

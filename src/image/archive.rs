@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read, Write};
 use std::ops::ControlFlow;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -100,7 +101,8 @@ impl Opening<'_> {
     fn spool(&self, mut stream: impl Read, packed: u64) -> Result<File> {
         let path = self.work_dir.join(format!("{SPOOL_PREFIX}{}", uuid::Uuid::new_v4()));
         let failed = |error| Error::io(format!("write the temporary file {}", path.display()), error);
-        let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(failed)?;
+        let mut file =
+            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
         std::fs::remove_file(&path).map_err(failed)?;
         let limits = self.wanted.limits;
         let by_ratio = packed.saturating_mul(limits.ratio).max(limits.ratio_free.0);

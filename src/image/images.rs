@@ -10,6 +10,7 @@
 //!   [`Images::prune`] removes them.
 
 use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -94,7 +95,7 @@ impl Images {
     /// is made if it is not there. What an import left behind that died with its process is removed.
     pub fn open(snapshotter: Arc<Snapshotter>, store: Store, work_dir: &Path) -> Result<Self> {
         let failed = |error| Error::io(format!("prepare the work directory {}", work_dir.display()), error);
-        std::fs::create_dir_all(work_dir).map_err(failed)?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(work_dir).map_err(failed)?;
         remove_spools(work_dir).map_err(failed)?;
         let (work_dir, space) = (work_dir.to_owned(), Space::new(SPACE)?);
         let images = Self { snapshotter, store, work_dir, space, live: Mutex::default() };

@@ -1,5 +1,6 @@
 //! The service: from a configuration to open sockets, and back down in good order.
 mod health;
+mod incoming;
 mod log;
 mod notify;
 mod pool_host;

@@ -9,21 +9,25 @@ use std::time::Duration;
 
 use thinsnap_pool::StopOutcome;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
+use tonic::{Request, Status};
 
 use crate::admin::api::admin_server::AdminServer;
-use crate::admin::{AdminService, Backend, Keeping, PoolMissing, socket_link_of};
-use crate::config::Config;
+use crate::admin::{AdminService, Backend, Keeping, PoolMissing, require_root, socket_link_of};
+use crate::config::{Config, SnapshotPeers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::grpc::snapshots_api::snapshots_server::SnapshotsServer;
 use crate::grpc::{BlockingCalls, MESSAGE_SIZE_MAX, SnapshotsService};
+use crate::serve::incoming::Incoming;
 use crate::serve::notify::SupervisorStore;
 use crate::serve::socket::{Link, Passed, listen_at, passed, stored_name};
 use crate::serve::{health, log, notify};
 
 /// How long calls may take to finish after the signal to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Slow calls of the admin service at one time.
+const ADMIN_CALLS_MAX: usize = 64;
 /// Threads of the runtime: they convert messages, everything else is on blocking threads.
 const WORKERS: usize = 2;
 
@@ -81,19 +85,27 @@ fn listen_and_serve(config: &Config, activated: Option<UnixListener>, backend: &
             .map_err(|error| Error::io("hand the socket to the runtime", error))?;
         tracing::info!(socket = %path.display(), root = %config.root.display(), "serving");
         notify::notify("READY=1");
-        answer_calls(listener, backend, stop).await
+        answer_calls(listener, config, backend, stop).await
     });
     // A call that is still running is cut off as by SIGKILL, which every verb survives.
     runtime.shutdown_timeout(Duration::from_secs(1));
     served
 }
 
-async fn answer_calls(listener: tokio::net::UnixListener, backend: &Arc<Backend>, mut stop: Stop) -> Result<()> {
+async fn answer_calls(
+    listener: tokio::net::UnixListener,
+    config: &Config,
+    backend: &Arc<Backend>,
+    mut stop: Stop,
+) -> Result<()> {
     let calls = BlockingCalls::default();
-    let snapshots = SnapshotsServer::new(SnapshotsService::new(Arc::clone(backend.snapshotter()), calls.clone()))
+    let snapshots = SnapshotsServer::new(SnapshotsService::new(Arc::clone(backend.snapshotter()), calls))
         .max_decoding_message_size(MESSAGE_SIZE_MAX)
         .max_encoding_message_size(MESSAGE_SIZE_MAX);
-    let admin = AdminServer::new(AdminService::new(Arc::clone(backend), calls))
+    let snapshots = InterceptedService::new(snapshots, peers(config.socket.snapshots));
+    // Permits of their own: readers of the socket's group never take those of containerd's calls.
+    let admin_calls = BlockingCalls::of(ADMIN_CALLS_MAX);
+    let admin = AdminServer::new(AdminService::new(Arc::clone(backend), admin_calls))
         .max_decoding_message_size(MESSAGE_SIZE_MAX)
         .max_encoding_message_size(MESSAGE_SIZE_MAX);
     let (reporter, health_service) = tonic_health::server::health_reporter();
@@ -105,7 +117,7 @@ async fn answer_calls(listener: tokio::net::UnixListener, backend: &Arc<Backend>
         .add_service(snapshots)
         .add_service(admin)
         .add_service(health_service)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+        .serve_with_incoming_shutdown(Incoming::new(listener), async {
             // Dropped or sent: either way it is time.
             drop(draining.await);
         });
@@ -131,6 +143,17 @@ async fn answer_calls(listener: tokio::net::UnixListener, backend: &Arc<Backend>
     };
     following.abort();
     served
+}
+
+/// Who may call containerd's service: decided by whom the kernel says is at the other end of the connection.
+fn peers(allowed: SnapshotPeers) -> impl FnMut(Request<()>) -> std::result::Result<Request<()>, Status> + Clone {
+    move |request| match allowed {
+        SnapshotPeers::Root => {
+            require_root("snapshots", &request)?;
+            Ok(request)
+        }
+        SnapshotPeers::Connected => Ok(request),
+    }
 }
 
 /// The signals that end the service.

@@ -187,11 +187,11 @@ mod tests {
     use std::path::Path;
 
     use super::{Link, listen_at};
-    use crate::config::SocketConfig;
+    use crate::config::{SnapshotPeers, SocketConfig};
     use crate::error::ErrorKind;
 
     fn config(path: &Path) -> SocketConfig {
-        SocketConfig { path: path.to_owned(), mode: 0o600, group: None }
+        SocketConfig { path: path.to_owned(), mode: 0o600, group: None, snapshots: SnapshotPeers::Root }
     }
 
     #[test]

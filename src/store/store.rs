@@ -39,7 +39,14 @@ impl Store {
     /// `Unsupported` if a newer build wrote it.
     pub fn open(path: &Path) -> Result<Self> {
         let doing = format!("open the store {}", path.display());
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path);
         let file = file.map_err(|e| Error::io(doing.clone(), e))?;
         let fresh = file.metadata().map_err(|e| Error::io(doing.clone(), e))?.len() == 0;
         let backend = FileBackend::new(file).map_err(|e| storage_error(&doing, e))?;

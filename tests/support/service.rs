@@ -93,6 +93,11 @@ impl Service {
         self.dir.path().join("thinsnap.sock")
     }
 
+    /// Where its pool-host listens.
+    pub(crate) fn host_socket(&self) -> PathBuf {
+        self.run_dir().join("host.sock")
+    }
+
     /// A directory for the test's own files, which goes away with the service.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()

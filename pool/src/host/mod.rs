@@ -5,6 +5,7 @@ mod death;
 mod descriptors;
 mod handshake;
 mod keeper;
+mod peer;
 mod protocol;
 mod readiness;
 mod server;

@@ -25,6 +25,7 @@ use nix::unistd::setsid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{Exporter, keep_resident};
 use crate::host::control::{is_control, serve_control};
+use crate::host::peer::check_peer;
 use crate::host::protocol::{
     Answer, REQUEST_MAX, Reception, StopOutcome, VERSION, receive, receive_frame, send, send_frame, version_of_hello,
     welcome,
@@ -230,6 +231,10 @@ impl Server {
         loop {
             match self.listener.accept() {
                 Ok((stream, _)) => {
+                    if let Err(error) = check_peer(&stream) {
+                        tracing::warn!("a client was turned away: {error}");
+                        continue;
+                    }
                     if let Err(error) = self.start_connection(stream) {
                         tracing::warn!("a client was turned away: {error}");
                     }

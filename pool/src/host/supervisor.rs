@@ -120,7 +120,14 @@ fn is_absence(error: &Error) -> bool {
 pub(super) fn lock_start(run_dir: &Path) -> Result<Flock<File>> {
     let path = run_dir.join("host.lock");
     let fail = |e: io::Error| Error::io(format!("lock {}", path.display()), e);
-    let file = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(&path).map_err(fail)?;
+    let file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&path)
+        .map_err(fail)?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| fail(errno.into()))
 }
 
@@ -222,7 +229,7 @@ fn open_log(path: &Path) -> Result<File> {
     if path.metadata().is_ok_and(|file| file.len() > LOG_MAX) {
         rename(path, path.with_extension("log.old")).map_err(fail)?;
     }
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(fail)
+    OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(libc::O_NOFOLLOW).open(path).map_err(fail)
 }
 
 /// True: there is something to read, the end included. False: not before `deadline`.
