@@ -36,7 +36,7 @@ pub use meta::{
 };
 #[doc(hidden)]
 pub use mutation::Mutation;
-pub use open::{CreateOptions, PoolPaths, create, open_embedded};
+pub use open::{CreateOptions, PoolPaths, create, intent_log_of, open_embedded};
 pub use status::{
     ChangedRange, DeviceUsage, Holding, Holdings, MetadataView, PoolMode, PoolStatus, Room, Space, Steady,
 };

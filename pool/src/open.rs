@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::device::{AlignedBuffer, BlockDevice, FileDevice};
-use crate::embedded::{EmbeddedOptions, EmbeddedPool};
+use crate::embedded::{EmbeddedOptions, EmbeddedPool, IntentLogState, intent_log_state_for};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::Exporter;
-use crate::meta::{FormatOptions, Metadata, OpenMode};
+use crate::meta::{FormatOptions, Metadata, OpenMode, superblock_fingerprint};
 use crate::units::{BlockSize, ByteCount, METADATA_BLOCK_SIZE, METADATA_BLOCKS_MAX, METADATA_BLOCKS_MIN};
 
 /// Bytes of metadata for each data block: what dm-thin's documentation has always recommended.
@@ -75,6 +75,15 @@ pub fn open_embedded(
     let data: Arc<dyn BlockDevice> = Arc::new(FileDevice::open(&paths.data).map_err(doing)?);
     let metadata = Metadata::open(Arc::clone(&device), OpenMode::ReadWrite).map_err(doing)?;
     EmbeddedPool::with_options(metadata, device, data, exporter, options).map(Arc::new).map_err(doing)
+}
+
+/// What the intent log at `log` means for the pool at `paths`. Damaged metadata hinders nobody from asking: then a log
+/// of any pool counts. Errors: `InUse` if the pool is being served, `NotFound`, `Io`.
+pub fn intent_log_of(paths: &PoolPaths, log: &Path) -> Result<IntentLogState> {
+    let device: Arc<dyn BlockDevice> = Arc::new(FileDevice::open_read_only(&paths.metadata)?);
+    let fingerprint = superblock_fingerprint(&*device).ok();
+    let identity = Metadata::open(device, OpenMode::ReadOnly).ok().map(|metadata| metadata.identity());
+    intent_log_state_for(log, identity, fingerprint)
 }
 
 fn try_create(options: &CreateOptions, undo: &mut Undo) -> Result<()> {

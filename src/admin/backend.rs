@@ -170,6 +170,12 @@ fn is_this_program(pid: u32) -> bool {
     file(THIS_PROGRAM) == file(&format!("/proc/{pid}/exe"))
 }
 
+/// Where the pool-host of a run directory keeps what it acknowledged and has not committed.
+#[must_use]
+pub fn intent_log_in(run_dir: &Path) -> PathBuf {
+    run_dir.join("intent.log")
+}
+
 /// Where the pool-host of a run directory listens.
 #[must_use]
 pub fn host_socket_of(run_dir: &Path) -> PathBuf {

@@ -14,7 +14,7 @@ mod snapshot_verbs;
 mod stream;
 mod upgrade;
 
-pub use backend::{Backend, Keeping, PoolMissing, create_pool, host_socket_of};
+pub use backend::{Backend, Keeping, PoolMissing, create_pool, host_socket_of, intent_log_in};
 pub use client::{Connection, Target, socket_link_of};
 pub use metadata::{MetadataReader, verdict};
 pub(crate) use peer::require_root;

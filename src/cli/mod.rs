@@ -3,6 +3,7 @@ mod args;
 mod container;
 mod doctor;
 mod image;
+mod intent_log;
 mod metadata;
 mod mount_here;
 mod output;

@@ -10,6 +10,7 @@ use thinsnap_pool::ByteCount;
 
 use crate::admin::{api, create_pool, pool_paths_of};
 use crate::cli::args::{Global, examples};
+use crate::cli::intent_log;
 use crate::cli::metadata;
 use crate::cli::output::Output;
 use crate::cli::render::{clean, percent, size};
@@ -67,6 +68,16 @@ pub enum PoolVerb {
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
+    /// Set aside the log of acknowledged writes that keeps the service from starting; they are lost
+    #[command(after_help = examples!(
+        "thinsnap pool discard-intent-log",
+        "thinsnap pool discard-intent-log --yes --json",
+    ))]
+    DiscardIntentLog {
+        /// Do it; without this it is only told what would be lost
+        #[arg(long)]
+        yes: bool,
+    },
     /// Grow the pool while it is in use; sizes are totals, not additions
     #[command(after_help = examples!("thinsnap pool grow --data 200G", "thinsnap pool grow --metadata 2G --json"))]
     Grow {
@@ -106,6 +117,7 @@ pub(crate) fn run(verb: &PoolVerb, global: &Global, output: Output) -> Result<()
         PoolVerb::Dump { metadata, held, output: file } => {
             metadata::write_dump(metadata.as_deref(), *held, file.as_deref(), global, output)
         }
+        PoolVerb::DiscardIntentLog { yes } => intent_log::discard(*yes, global, output),
         PoolVerb::Grow { data, metadata } => {
             let request = api::PoolGrowRequest {
                 data_bytes: data.map(|size| size.0),

@@ -8,7 +8,7 @@ use thinsnap_pool::{
     EmbeddedOptions, Exporter, FuseExporter, FuseOptions, HostOptions, PoolPaths, ThinPool, open_embedded, run_host,
 };
 
-use crate::admin::host_socket_of;
+use crate::admin::{host_socket_of, intent_log_in};
 use crate::config::LogFormat;
 use crate::error::Result;
 use crate::serve::log;
@@ -24,7 +24,7 @@ pub fn pool_host(paths: &PoolPaths, run_dir: &Path) -> Result<()> {
         let mut export = FuseOptions::new(run_dir.join("export"));
         export.alive = Some(run_dir.join("host.alive"));
         let exporter: Arc<dyn Exporter> = Arc::new(FuseExporter::begin(export, inherited)?);
-        let options = EmbeddedOptions { intent_log: Some(run_dir.join("intent.log")), ..EmbeddedOptions::default() };
+        let options = EmbeddedOptions { intent_log: Some(intent_log_in(run_dir)), ..EmbeddedOptions::default() };
         let pool: Arc<dyn ThinPool> = open_embedded(paths, Arc::clone(&exporter), &options)?;
         Ok((pool, exporter))
     })?;

@@ -32,6 +32,13 @@ pub enum IntentLogState {
 /// What the log at `path` means for the pool of this identity. The pool may be being served: then the answer is old
 /// when it arrives. Errors: `Io`, `Denied`.
 pub fn intent_log_state(path: &Path, identity: [u8; 16]) -> Result<IntentLogState> {
+    state(path, Some(identity), None)
+}
+
+/// As [`intent_log_state`], as far as the asker knows the pool: without an identity any pool's log counts, with the
+/// fingerprint of the superblock on the disk the records are counted exactly and a log that does not build on it is
+/// doubtful.
+pub(crate) fn state(path: &Path, identity: Option<[u8; 16]>, fingerprint: Option<u64>) -> Result<IntentLogState> {
     let doing = |e: Error| e.doing("look at the intent log");
     let Some(bytes) = SharedFile::peek(path, FILE_MAX + 1).map_err(doing)? else { return Ok(IntentLogState::Nothing) };
     let doubtful = |e: Error| Ok(IntentLogState::Doubtful { why: e.to_string() });
@@ -42,11 +49,27 @@ pub fn intent_log_state(path: &Path, identity: [u8; 16]) -> Result<IntentLogStat
     if header.boot != boot_id().map_err(doing)? {
         return Ok(IntentLogState::OtherBoot);
     }
-    if header.identity != identity {
+    if identity.is_some_and(|identity| header.identity != identity) {
         return Ok(IntentLogState::OtherPool);
     }
     match parse_changes(&bytes, header) {
-        Ok(content) => Ok(IntentLogState::Pending { records: content.changes.len() as u64 }),
+        Ok(content) => {
+            let pending = match fingerprint {
+                Some(fingerprint) if !content.changes.is_empty() => {
+                    content.since(fingerprint).map(|(_, changes)| changes.len())
+                }
+                Some(_) | None => Some(content.changes.len()),
+            };
+            Ok(match pending {
+                Some(records) => IntentLogState::Pending { records: records as u64 },
+                None => IntentLogState::Doubtful {
+                    why: format!(
+                        "the metadata is at none of the states that it builds on; {} changes are in it",
+                        content.changes.len()
+                    ),
+                },
+            })
+        }
         Err(e) => doubtful(e),
     }
 }

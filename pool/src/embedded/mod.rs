@@ -25,5 +25,6 @@ mod write;
 pub use embedded_pool::EmbeddedPool;
 pub use intent_format::{IntentEpoch, IntentHeader, IntentLogContent, parse_intent_log};
 pub use intent_record::IntentChange;
+pub(crate) use intent_tools::state as intent_log_state_for;
 pub use intent_tools::{IntentLogState, discard_intent_log, intent_log_state};
 pub use options::EmbeddedOptions;

@@ -63,6 +63,10 @@ pub(super) fn recover(
     }
     let content = parse_changes(&bytes, header).map_err(doing)?;
     let Some((epoch, changes)) = content.since(fingerprint) else {
+        if content.changes.is_empty() {
+            tracing::info!("the intent log {} is empty, and the pool has changed since: a new one", path.display());
+            return fresh();
+        }
         return Err(doing(Error::new(
             ErrorKind::DoubtfulLog,
             "the metadata is at none of the states that it builds on: another program has changed it since",

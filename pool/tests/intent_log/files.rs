@@ -144,6 +144,19 @@ fn a_log_that_builds_on_another_state_stops_the_start() {
 }
 
 #[test]
+fn an_empty_log_stops_nobody_whatever_became_of_the_pool() {
+    let mut ground = Ground::new(40, 128);
+    ground.pool().create_thin(id(1)).unwrap();
+    let log = ground.kill();
+    assert_eq!(parse_intent_log(&log).unwrap().changes.len(), 0);
+    ground.start(None).unwrap();
+    ground.pool().create_thin(id(2)).unwrap();
+    ground.kill();
+    ground.start(Some(&log)).unwrap();
+    assert_eq!(ground.pool().devices().unwrap(), [id(1), id(2)]);
+}
+
+#[test]
 fn tools_are_told_what_a_log_means_and_can_set_it_aside() {
     let (mut ground, log) = killed();
     let dir = tempfile::tempdir().unwrap();
