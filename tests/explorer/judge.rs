@@ -37,7 +37,16 @@ pub(crate) struct Judge {
 
 impl Judge {
     pub(crate) fn new(with_service: bool) -> Self {
-        Self { views: Views::new(), pages: PageReader::default(), right: HashSet::new(), signature: None, with_service }
+        Self::with_views(with_service, Views::new())
+    }
+
+    /// Of disks that failed.
+    pub(crate) fn suspect(with_service: bool) -> Self {
+        Self::with_views(with_service, Views::suspect())
+    }
+
+    fn with_views(with_service: bool, views: Views) -> Self {
+        Self { views, pages: PageReader::default(), right: HashSet::new(), signature: None, with_service }
     }
 
     /// Says that expectations of another signature follow.

@@ -17,7 +17,7 @@ use thinsnap_pool::{
 use crate::direct_exporter::DirectExporter;
 use crate::disks::Disks;
 use crate::files::Files;
-use crate::model::{Model, SharedModel};
+use crate::model::{Model, SharedModel, lock};
 use crate::tokens::{BLOCK, FOREIGN, index};
 use crate::watched::WatchedPool;
 
@@ -79,6 +79,7 @@ impl Service {
 /// A machine on which a story is told.
 pub(crate) struct Machine {
     pub(crate) disks: Disks,
+    exporter: Arc<DirectExporter>,
     pub(crate) pool: Arc<WatchedPool>,
     pub(crate) files: Arc<Files>,
     pub(crate) model: SharedModel,
@@ -101,7 +102,22 @@ impl Machine {
         let files = Arc::new(Files::new(exporter.clone(), Some(model.clone())));
         let pool = Arc::new(WatchedPool { engine, model: model.clone(), files: files.clone() });
         let service = with_service.then(|| Service::open(&disks, pool.clone(), files.clone()).unwrap());
-        Self { disks, pool, files, model, service }
+        Self { disks, exporter, pool, files, model, service }
+    }
+
+    /// Stops in order and starts again.
+    pub(crate) fn restart(&mut self) -> Result<(), String> {
+        self.files.unmount_all();
+        let with_service = self.service.take().is_some();
+        let (done, span) = Model::timed(&self.disks.supply.clone(), true, || self.pool.engine.close());
+        lock(&self.model).flushed(span);
+        done.map_err(|e| e.to_string())?;
+        let engine = open_engine(&self.disks, &self.exporter)?;
+        self.pool = Arc::new(WatchedPool { engine, model: self.model.clone(), files: self.files.clone() });
+        if with_service {
+            self.service = Some(Service::open(&self.disks, self.pool.clone(), self.files.clone())?);
+        }
+        Ok(())
     }
 
     pub(crate) fn supply(&self) -> &Arc<PowerSupply> {

@@ -15,6 +15,7 @@ mod cuts;
 mod disks;
 mod expected;
 mod explore;
+mod faults;
 mod files;
 mod finding;
 mod judge;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use thinsnap::error::ErrorKind as ServiceErrorKind;
 use thinsnap::snapshot::{Kind, Labels};
 use thinsnap_pool::{Access, ByteCount, DeviceId, ErrorKind, Result, ThinPool};
 
@@ -23,6 +22,8 @@ pub(crate) struct Story {
     random: Random,
     /// Each operation and the events before it.
     pub(crate) log: Vec<(usize, String)>,
+    /// What failed, in its own words, the advice behind.
+    pub(crate) failures: Vec<String>,
     raw: BTreeSet<DeviceId>,
     names: u64,
     metadata_size: u64,
@@ -34,7 +35,15 @@ impl Story {
         // Sometimes so few that the pool is full for a good part of the story.
         let data_blocks = random.pick(&[14, 24, 40]);
         let machine = Machine::new(data_blocks, has_service(seed));
-        Self { machine, random, log: Vec::new(), raw: BTreeSet::new(), names: 0, metadata_size: 2 << 20 }
+        Self {
+            machine,
+            random,
+            log: Vec::new(),
+            failures: Vec::new(),
+            raw: BTreeSet::new(),
+            names: 0,
+            metadata_size: 2 << 20,
+        }
     }
 
     /// A whole story.
@@ -218,11 +227,25 @@ impl Story {
         let supply = self.machine.supply().clone();
         let (done, span) = Model::timed(&supply, false, || work(&self.machine));
         lock(&self.machine.model).records.push(span, after);
-        match done {
+        self.refused(done.err())
+    }
+
+    /// Notes a failed verb. True: it did not fail.
+    fn refused(&mut self, error: Option<thinsnap::error::Error>) -> bool {
+        let Some(error) = error else { return true };
+        let advice = error.advice().unwrap_or("nothing");
+        self.failures.push(format!("{:?}: {error} (advice: {advice})", error.kind()));
+        self.note(format!("  failed: {error}"));
+        false
+    }
+
+    /// Stops in order and starts again, with nothing of the metadata in memory. False: it does not start.
+    pub(crate) fn restart(&mut self) -> bool {
+        self.note("restart");
+        match self.machine.restart() {
             Ok(()) => true,
-            Err(e) if e.kind() == ServiceErrorKind::NoSpace => false,
             Err(e) => {
-                self.note(format!("  failed: {e}"));
+                self.failures.push(format!("Start: {e}"));
                 false
             }
         }
@@ -276,8 +299,9 @@ impl Story {
     }
 
     fn cleanup(&mut self) {
-        let same = lock(&self.machine.model).records.last().clone();
-        self.run("clean up".into(), same, |machine| machine.service.as_ref().unwrap().snapshotter.cleanup());
+        self.note("clean up");
+        let done = self.machine.service.as_ref().unwrap().snapshotter.cleanup();
+        self.refused(done.err());
     }
 
     fn mount(&mut self, active: &[String]) {
@@ -310,6 +334,7 @@ impl Story {
     /// Notes a failure; the kind, if there was one.
     fn failed(&mut self, error: Option<thinsnap_pool::Error>) -> Option<ErrorKind> {
         let error = error?;
+        self.failures.push(format!("{:?}: {error}", error.kind()));
         self.note(format!("  failed: {error}"));
         Some(error.kind())
     }

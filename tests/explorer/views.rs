@@ -39,14 +39,23 @@ pub(crate) struct StoreView {
     pub(crate) is_new: bool,
 }
 
+/// After a failed commit the metadata carries a flag that asks for a check before they are changed again.
+fn read_suspect(image: &DiskImage) -> Result<MetadataView, String> {
+    read_metadata_for(image, OpenMode::ReadOnly)
+}
+
 fn read_metadata(image: &DiskImage) -> Result<MetadataView, String> {
+    read_metadata_for(image, OpenMode::ReadWrite)
+}
+
+fn read_metadata_for(image: &DiskImage, mode: OpenMode) -> Result<MetadataView, String> {
     let device = Arc::new(Still(image.clone()));
     let report = audit(&*device, &|_| ()).map_err(|e| format!("audit: {e}"))?;
     if !report.is_sound() || report.incomplete {
         let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
         return Err(format!("audit: {findings:?}"));
     }
-    let metadata = Metadata::open(device, OpenMode::ReadWrite).map_err(|e| e.to_string())?;
+    let metadata = Metadata::open(device, mode).map_err(|e| e.to_string())?;
     let mut devices = BTreeMap::new();
     for (id, _) in metadata.devices().map_err(|e| e.to_string())? {
         let mut mappings: Mappings = [None; TOLD_BLOCKS as usize];
@@ -126,6 +135,11 @@ pub(crate) struct Views {
 impl Views {
     pub(crate) fn new() -> Self {
         Self { metadata: Remembered::new(read_metadata), store: Remembered::new(read_store) }
+    }
+
+    /// Of disks that failed.
+    pub(crate) fn suspect() -> Self {
+        Self { metadata: Remembered::new(read_suspect), ..Self::new() }
     }
 
     pub(crate) fn metadata(&mut self, image: &DiskImage) -> Rc<Result<MetadataView, String>> {

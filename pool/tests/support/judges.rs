@@ -80,3 +80,13 @@ pub(crate) fn thin_restore(xml: &str, size: usize) -> Option<Vec<u8>> {
     assert!(done.status.success(), "thin_restore: {}", String::from_utf8_lossy(&done.stderr));
     Some(fs::read(output.path()).unwrap())
 }
+
+/// The metadata without the needs_check flag, by `thin_check --clear-needs-check-flag`, which checks first.
+pub(crate) fn without_needs_check(image: &[u8]) -> Vec<u8> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), image).unwrap();
+    let output = run(None, "thin_check", &["--clear-needs-check-flag", file.path().to_str().unwrap()]);
+    let output = output.expect("thin_check of thin-provisioning-tools is installed");
+    assert!(output.status.success(), "thin_check: {}", String::from_utf8_lossy(&output.stderr));
+    fs::read(file.path()).unwrap()
+}
