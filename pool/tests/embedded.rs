@@ -263,6 +263,73 @@ fn a_failed_write_of_metadata_marks_the_pool_for_a_check() {
     assert!(thinsnap_pool::audit(&image, &|_| ()).unwrap().is_sound(), "the last commit is whole");
 }
 
+/// A pool with a device of several leaves, of which nothing is in memory.
+fn nothing_in_memory() -> (Ground, Opened) {
+    let mut ground = Ground::new(600);
+    let volume = ground.device(1, 560 * BLOCK);
+    for block in 0..560 {
+        volume.write_at(&bytes(512, 1), block * BLOCK).unwrap();
+    }
+    volume.flush().unwrap();
+    drop(volume);
+    ground.pool.close().unwrap();
+    ground.pool = Ground::open(&ground.metadata, &ground.data, &ground.exporter);
+    let volume = ground.activate(1, 560 * BLOCK);
+    (ground, volume)
+}
+
+/// Discards the first leaf. It is looked at before the change begins; in the midst of the change a neighbour is read,
+/// to be evened out with it, and that is the read that fails: each try lets one more succeed and stay in memory.
+fn fail_in_the_midst(ground: &Ground, mut discard: impl FnMut() -> bool) {
+    for reads in 0..20 {
+        ground.metadata.reads_left.store(reads.min(1), Ordering::SeqCst);
+        assert!(discard(), "the change needed {reads} reads and none in its midst");
+        if ground.pool.status().unwrap().mode != PoolMode::Write {
+            return;
+        }
+    }
+    panic!("no read of the change lies in its midst");
+}
+
+#[test]
+fn a_read_error_in_the_midst_of_a_change_makes_the_pool_read_only_and_says_why() {
+    let (ground, volume) = nothing_in_memory();
+    fail_in_the_midst(&ground, || match volume.discard(0, 200 * BLOCK) {
+        Ok(()) => false,
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+            assert!(error.to_string().contains("Input/output error"), "{error}");
+            true
+        }
+    });
+    let status = ground.pool.status().unwrap();
+    assert_eq!(status.mode, PoolMode::ReadOnly);
+    assert!(status.reason.as_ref().unwrap().contains("Input/output error"), "{status:?}");
+    ground.metadata.reads_left.store(u64::MAX, Ordering::SeqCst);
+    for error in [volume.flush().unwrap_err(), ground.pool.create_thin(id(2)).unwrap_err()] {
+        assert!(error.to_string().contains("Input/output error"), "{error}");
+    }
+    assert!(read(&*volume, 500 * BLOCK, 512) == bytes(512, 1), "reading goes on");
+    let image = MemoryDevice::from_bytes(ground.metadata.to_bytes());
+    assert!(thinsnap_pool::audit(&image, &|_| ()).unwrap().is_sound(), "the last commit is whole");
+}
+
+#[test]
+fn a_pool_that_failed_says_so_and_why() {
+    let (ground, volume) = nothing_in_memory();
+    ground.metadata.panics.store(true, Ordering::SeqCst);
+    fail_in_the_midst(&ground, || {
+        let discard = std::panic::AssertUnwindSafe(|| volume.discard(0, 200 * BLOCK));
+        !matches!(std::panic::catch_unwind(discard), Ok(Ok(())))
+    });
+    ground.metadata.reads_left.store(u64::MAX, Ordering::SeqCst);
+    let status = ground.pool.status().unwrap();
+    assert_eq!((status.mode, status.devices), (PoolMode::Fail, 1));
+    assert!(status.reason.unwrap().contains("panicked"));
+    assert_eq!(volume.flush().unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(volume.write_at(&bytes(512, 1), 0).unwrap_err().kind(), ErrorKind::Io);
+}
+
 /// Mappings far apart cost a leaf each; snapshots make every leaf change cost a copy.
 #[test]
 fn a_pool_without_metadata_space_goes_on_reading_deleting_and_growing() {

@@ -63,11 +63,33 @@ impl Backing {
 
     /// The metadata, for tree edits only. Errors with `Io` once a thread has panicked in the middle of one.
     pub(super) fn metadata(&self) -> Result<MutexGuard<'_, Ledger>> {
-        self.metadata.lock().map_err(|_| {
-            let reason = "a thread panicked while it changed the metadata in memory; the disk holds the last commit";
-            self.mode.change(PoolMode::Fail, reason);
-            Error::new(ErrorKind::Io, reason)
-        })
+        let metadata = self.metadata.lock().map_err(|_| self.panicked())?;
+        self.notice(&metadata);
+        Ok(metadata)
+    }
+
+    /// The metadata for their numbers, which answer in every mode.
+    pub(super) fn metadata_numbers(&self) -> MutexGuard<'_, Ledger> {
+        let metadata = self.metadata.lock().unwrap_or_else(|poisoned| {
+            self.panicked();
+            poisoned.into_inner()
+        });
+        self.notice(&metadata);
+        metadata
+    }
+
+    fn panicked(&self) -> Error {
+        let reason = "a thread panicked while it changed the metadata in memory; the disk holds the last commit";
+        self.mode.change(PoolMode::Fail, reason);
+        Error::new(ErrorKind::Io, reason)
+    }
+
+    /// A change that failed half-way lets nothing more be committed: whoever comes next is told, not only the
+    /// committer.
+    fn notice(&self, metadata: &Metadata) {
+        if let Some(torn) = metadata.torn() {
+            self.mode.change(PoolMode::ReadOnly, &format!("a change of the metadata failed half-way: {torn}"));
+        }
     }
 
     /// The metadata, with room for `records` more changes in the intent log, for which a commit is made if need

@@ -390,7 +390,7 @@ impl ThinPool for EmbeddedPool {
         let active_devices = self.exporter.attached().len() as u64;
         let (waiting_writes, waiting) = self.exporter.waiting();
         let below = self.backing.data.room_below();
-        let metadata = self.backing.metadata()?;
+        let metadata = self.backing.metadata_numbers();
         let data = metadata.data_space();
         let (blocks, reserve) = metadata.metadata_space();
         let data_bytes = |blocks| ByteCount(self.backing.data_offset(blocks));

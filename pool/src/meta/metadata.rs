@@ -236,6 +236,12 @@ impl Metadata {
         self.spends_reserve = spend;
     }
 
+    /// What went wrong in the middle of a change: from then on nothing can be changed or committed.
+    #[must_use]
+    pub fn torn(&self) -> Option<&str> {
+        self.torn.as_deref()
+    }
+
     /// Errors with `ReadOnly` if the pool was opened so or a change has failed half-way.
     pub(in crate::meta) fn check_writable(&self, doing: &str) -> Result<()> {
         if let Some(torn) = &self.torn {

@@ -13,6 +13,10 @@ pub struct FaultyDevice {
     pub flush_fails: AtomicBool,
     /// The next flush fails.
     pub flush_fails_once: AtomicBool,
+    /// So many reads succeed, then they fail.
+    pub reads_left: AtomicU64,
+    /// Reads panic instead of failing.
+    pub panics: AtomicBool,
     /// Calls of `read_at`.
     pub reads: AtomicU64,
     /// Calls of `write_at`.
@@ -29,6 +33,8 @@ impl FaultyDevice {
             full: AtomicBool::new(false),
             flush_fails: AtomicBool::new(false),
             flush_fails_once: AtomicBool::new(false),
+            reads_left: AtomicU64::new(u64::MAX),
+            panics: AtomicBool::new(false),
             reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             discards: AtomicU64::new(0),
@@ -48,6 +54,12 @@ impl BlockDevice for FaultyDevice {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.reads.fetch_add(1, Ordering::SeqCst);
+        let left = self.reads_left.load(Ordering::SeqCst);
+        self.reads_left.store(left.saturating_sub(1), Ordering::SeqCst);
+        if left == 0 {
+            assert!(!self.panics.load(Ordering::SeqCst), "told to panic");
+            return Err(Error::io("read", std::io::Error::from_raw_os_error(5)));
+        }
         self.memory.read_at(buf, offset)
     }
 

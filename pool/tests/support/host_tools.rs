@@ -45,6 +45,16 @@ impl Mounted {
         Self { at: at.to_path_buf(), mounted: true }
     }
 
+    pub(crate) fn tmpfs(at: &Path, size: &str) -> Self {
+        std::fs::create_dir_all(at).unwrap();
+        let options = format!("size={size}");
+        run(
+            "mount",
+            ["-t".as_ref(), "tmpfs".as_ref(), "-o".as_ref(), OsStr::new(&options), "tmpfs".as_ref(), at.as_os_str()],
+        );
+        Self { at: at.to_path_buf(), mounted: true }
+    }
+
     pub(crate) fn unmount(mut self) {
         self.mounted = false;
         run("umount", [&self.at]);
