@@ -11,6 +11,8 @@ pub(crate) fn storage_error(doing: &str, error: impl Into<redb::Error>) -> Error
         redb::Error::Corrupted(_) | redb::Error::RepairAborted | redb::Error::UpgradeRequired(_) => ErrorKind::Corrupt,
         redb::Error::DatabaseAlreadyOpen => ErrorKind::InUse,
         redb::Error::Io(cause) => io_kind(cause),
+        // redb trusts nothing in memory after an I/O error, until the file is opened again.
+        redb::Error::PreviousIo => ErrorKind::Unavailable,
         _ => ErrorKind::Internal,
     };
     Error::with_source(kind, doing.to_owned(), error).advise(advice(kind))
@@ -35,6 +37,7 @@ fn advice(kind: ErrorKind) -> &'static str {
         }
         ErrorKind::InUse => "another thinsnap process has the store: stop it, or talk to it through its socket",
         ErrorKind::NoSpace => "free space on the file system that holds the store",
+        ErrorKind::Unavailable => "see the log for the cause, mend it, and start the service again",
         _ => "look at the kernel log (dmesg) for the disk that holds the store",
     }
 }

@@ -3,9 +3,9 @@
 //! Readers take a [`Reader`] and never wait; writers hand a closure to [`Store::write`] and return when
 //! its changes are durable. Rooms above keep their own JSON records in tables of their own.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use redb::backends::FileBackend;
@@ -39,24 +39,54 @@ impl Store {
     /// `Unsupported` if a newer build wrote it.
     pub fn open(path: &Path) -> Result<Self> {
         let doing = format!("open the store {}", path.display());
+        match std::fs::symlink_metadata(path) {
+            Ok(_) => Self::open_file(path),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Self::make(path),
+            Err(e) => Err(Error::io("look at it", e)),
+        }
+        .map_err(|e| e.doing(&doing))
+    }
+
+    fn open_file(path: &Path) -> Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
-            .open(path);
-        let file = file.map_err(|e| Error::io(doing.clone(), e))?;
-        let fresh = file.metadata().map_err(|e| Error::io(doing.clone(), e))?.len() == 0;
-        let backend = FileBackend::new(file).map_err(|e| storage_error(&doing, e))?;
-        let db = Self::builder().create_with_backend(backend).map_err(|e| storage_error(&doing, e))?;
-        let store = Self::with_database(db).map_err(|e| e.doing(&doing))?;
-        if fresh {
-            // The name must survive a power cut as surely as what is in the file.
-            let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| Error::io(doing, e))?;
+            .open(path)
+            .map_err(|e| Error::io("open it", e))?;
+        let backend = FileBackend::new(file).map_err(|e| storage_error("lock it", e))?;
+        let db = Self::builder().create_with_backend(backend).map_err(|e| storage_error("read it", e))?;
+        Self::with_database(db)
+    }
+
+    /// Makes a store beside its place and moves it there when it is whole: a file that a crash leaves half made
+    /// could not be told from a damaged one.
+    fn make(path: &Path) -> Result<Self> {
+        let young = young_path(path);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let file = options.open(&young);
+        let file = file.map_err(|e| Error::io(format!("make {}", young.display()), e))?;
+        let rest = file.try_clone().map_err(|e| Error::io("make it", e))?;
+        // redb locks what it opens, which is too late for emptying it.
+        rest.try_lock().map_err(|e| match e {
+            TryLockError::WouldBlock => Error::new(ErrorKind::InUse, "another process makes it").advise("try again"),
+            TryLockError::Error(e) => Error::io(format!("lock {}", young.display()), e),
+        })?;
+        // Alone with the file: is it still the young one, or has its maker finished it meanwhile?
+        let same = |seen: std::fs::Metadata| rest.metadata().is_ok_and(|ours| ours.ino() == seen.ino());
+        if !std::fs::symlink_metadata(&young).is_ok_and(same) {
+            return Err(Error::new(ErrorKind::InUse, "another process has just made it").advise("try again"));
         }
+        // What an earlier try left.
+        rest.set_len(0).map_err(|e| Error::io(format!("empty {}", young.display()), e))?;
+        let backend = FileBackend::new(file).map_err(|e| storage_error("make it", e))?;
+        let db = Self::builder().create_with_backend(backend).map_err(|e| storage_error("make it", e))?;
+        let store = Self::with_database(db)?;
+        std::fs::rename(&young, path).map_err(|e| Error::io(format!("rename {}", young.display()), e))?;
+        // The name must survive a power cut as surely as what is in the file.
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(parent).and_then(|dir| dir.sync_all()).map_err(|e| Error::io("make its name durable", e))?;
         Ok(store)
     }
 
@@ -115,6 +145,13 @@ impl Store {
     pub fn is_uncertain(&self) -> bool {
         self.inner.committer.is_uncertain()
     }
+}
+
+/// Where a store stands while it is made.
+fn young_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    PathBuf::from(name)
 }
 
 #[cfg(test)]

@@ -66,6 +66,41 @@ fn what_was_written_is_there_after_reopening() {
     assert_eq!(reader.get_json::<Vec<u8>>(THINGS, "k").unwrap(), Some(vec![1, 2, 3]));
 }
 
+/// A store that a crash left half made: the whole of it is there, but for the mark that is written last.
+#[test]
+fn what_a_crash_left_of_a_store_in_the_making_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, young) = (dir.path().join("store"), dir.path().join("store.new"));
+    for rest in [vec![0; 1 << 20], b"redb\x1a\x0a".repeat(1000), Vec::new()] {
+        std::fs::write(&young, rest).unwrap();
+        drop(Store::open(&path).unwrap());
+        assert!(path.exists() && !young.exists());
+        drop(Store::open(&path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn of_many_makers_at_once_one_gets_the_store_and_nobody_harms_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    for _ in 0..20 {
+        let together = Barrier::new(4);
+        let made: Vec<Option<Store>> = std::thread::scope(|scope| {
+            let open = || {
+                together.wait();
+                Store::open(&path).inspect_err(|e| assert_eq!(e.kind(), ErrorKind::InUse, "{e}")).ok()
+            };
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(made.iter().flatten().count() <= 1);
+        drop(made);
+        drop(Store::open(&path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
 #[test]
 fn a_store_that_is_open_is_in_use() {
     let dir = tempfile::tempdir().unwrap();
