@@ -15,7 +15,7 @@ TEST_PACKAGES = $(QUICKSTART_PACKAGES) $(FUZZ_PACKAGES) attr busybox-static fio 
 VM_PACKAGES = busybox-static dmsetup e2fsprogs python3 qemu-system-x86 thin-provisioning-tools zstd
 BENCH_PACKAGES = $(RUN_PACKAGES) fio python3 qemu-utils
 
-.PHONY: build quickstart test test-kernel crash-explore mutation-check lint fmt fuzz bench bench-quick deny install clean
+.PHONY: build quickstart test test-kernel power-cut-vm crash-explore mutation-check lint fmt fuzz bench bench-quick deny install clean
 
 build:
 	@tests/install-missing.sh $(BUILD_PACKAGES)
@@ -52,6 +52,13 @@ test-kernel:
 	@tests/install-missing.sh $(BUILD_PACKAGES) $(VM_PACKAGES)
 	@tests/fetch-deb.sh trixie thin-provisioning-tools $(CACHE)/thin-tools-1.1
 	@tests/leftovers.sh tests/vm/test_kernel.py $(KERNEL)
+
+# The power of a virtual machine is cut while containers in it write; every promise made before is judged after each cut.
+POWER_CUTS ?= 20
+power-cut-vm: build
+	@tests/install-missing.sh $(RUN_PACKAGES) $(VM_PACKAGES)
+	@tests/fetch-deb.sh trixie thin-provisioning-tools $(CACHE)/thin-tools-1.1
+	@tests/leftovers.sh tests/vm/power_cut.py --rounds $(POWER_CUTS) --thinsnap $(TARGET)/release/thinsnap
 
 # Tests may unwrap; they share support modules of which each program uses a part.
 TEST_LINTS = -A clippy::unwrap_used -A dead_code -A unreachable_pub -A unused_imports

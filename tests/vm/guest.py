@@ -213,7 +213,12 @@ class Guest:
                 f"driver=blklogwrites,node-name={node},file=disk{number},log=logfile{number},log-sector-size=512,"
                 "discard=unmap",
             ]
-        arguments += ["-device", f"virtio-blk-pci,drive={node},serial={disk.name},discard=on,write-zeroes=on"]
+        # A log without discards is one of writes and flushes only, which anybody can play again.
+        discard = "off" if disk.log else "on"
+        arguments += [
+            "-device",
+            f"virtio-blk-pci,drive={node},serial={disk.name},discard={discard},write-zeroes={discard}",
+        ]
 
     def initramfs(self):
         """An archive with our two scripts, the first modules and what this run is about."""

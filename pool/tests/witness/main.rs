@@ -8,6 +8,7 @@
 #![expect(unreachable_pub, reason = "the modules are those of other test programs too")]
 
 mod embedded;
+mod flush;
 mod handover;
 mod kernel;
 #[path = "../support"]
@@ -15,7 +16,6 @@ mod support {
     pub mod direct_exporter;
     #[expect(dead_code, reason = "the tests of the metadata use the rest")]
     pub mod judges;
-    #[expect(dead_code, reason = "the stories of other tests use the rest")]
     pub mod random;
 }
 mod truth;
