@@ -1,5 +1,6 @@
 #!/bin/bash
-# Runs a command and fails if it leaves anything behind: a mount, a loop device, a process or a temporary file.
+# Runs a command and fails if it leaves anything behind: a mount, a loop device, a process, a temporary file
+# or a run directory.
 #
 #   tests/leftovers.sh cargo test --workspace
 #
@@ -15,6 +16,11 @@ chmod 0711 "$TMPDIR"
 THINSNAP_TEST_RUN=$(basename "$TMPDIR")
 export TMPDIR THINSNAP_TEST_RUN
 trap 'rmdir "$TMPDIR" 2>/dev/null' EXIT
+
+run_dirs() {
+    find /run/thinsnap -mindepth 1 -maxdepth 1 -type d 2>/dev/null | sort
+}
+run_dirs_before=$(run_dirs)
 
 "$@"
 status=$?
@@ -32,6 +38,10 @@ leftovers() {
     losetup --noheadings --output NAME,BACK-FILE | awk -v dir="$TMPDIR" 'index($2, dir) == 1 { print "loop device " $0 }'
     processes
     find "$TMPDIR" -mindepth 1 -maxdepth 1 -printf 'file %p\n'
+    # A run directory that is new and that no process names: a living one may be other work's.
+    comm -13 <(printf '%s\n' "$run_dirs_before") <(run_dirs) | while read -r dir; do
+        grep -qsaF "$dir" /proc/[0-9]*/cmdline || printf 'run directory %s\n' "$dir"
+    done
 }
 
 # A process that was told to end may need a moment: look again before blaming it.
@@ -46,5 +56,5 @@ if [ -n "$found" ]; then
     grep -q " $TMPDIR" /proc/self/mountinfo || rm -rf "$TMPDIR"
     exit 1
 fi
-echo "leftovers: none (no mount, loop device, process or temporary file)"
+echo "leftovers: none (no mount, loop device, process, temporary file or run directory)"
 exit $status

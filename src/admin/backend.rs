@@ -16,6 +16,7 @@ use thinsnap_pool::{
 
 use crate::admin::metadata::MetadataReader;
 use crate::admin::pool_files::{self, pool_paths_of, private_dir};
+use crate::admin::run_dir;
 use crate::config::{Config, Limits};
 use crate::container::Containers;
 use crate::error::{Error, ErrorKind, Result};
@@ -58,6 +59,7 @@ impl Default for Keeping {
 /// Everything below the sockets.
 pub struct Backend {
     root: PathBuf,
+    run_dir: PathBuf,
     keeper: HostKeeper,
     snapshotter: Arc<Snapshotter>,
     images: Images,
@@ -101,7 +103,8 @@ impl Backend {
         let images = Images::open(Arc::clone(&snapshotter), store.clone(), &config.root.join("work"))?;
         let containers = Containers::new(Arc::clone(&snapshotter), store);
         let import_limits = config.import.clone();
-        Ok(Self { root: config.root.clone(), keeper, snapshotter, images, import_limits, containers })
+        let (root, run_dir) = (config.root.clone(), config.run_dir.clone());
+        Ok(Self { root, run_dir, keeper, snapshotter, images, import_limits, containers })
     }
 
     /// The root directory.
@@ -158,9 +161,15 @@ impl Backend {
     /// Ends the pool-host unless one of its devices is open (then it stays, for the next service to adopt), and
     /// waits until it is gone.
     pub fn close(self) -> Result<StopOutcome> {
-        let Self { keeper, snapshotter, images, containers, .. } = self;
+        let Self { keeper, snapshotter, images, containers, run_dir, .. } = self;
+        // Holds the root's lock until the end: who starts meanwhile waits with his run directory.
+        let _store = snapshotter.store().clone();
         drop((images, containers, snapshotter));
-        Ok(keeper.close()?)
+        let outcome = keeper.close()?;
+        if outcome == StopOutcome::Stopping {
+            run_dir::remove(&run_dir);
+        }
+        Ok(outcome)
     }
 }
 

@@ -9,6 +9,7 @@ mod peer;
 mod pool_files;
 mod pool_verbs;
 mod protocol;
+mod run_dir;
 mod server;
 mod snapshot_verbs;
 mod stream;

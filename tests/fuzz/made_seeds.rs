@@ -39,6 +39,7 @@ pub(crate) fn write_all(top: &Path) {
         write(top, "space_map", usize::from(block), &[block % 3, block]);
         write(top, "metadata_image", usize::from(block), &[block % 3, block, 16, 0, 4, 1, 0, 0, 0]);
     }
+    write(top, "intent_log", 0, &intent_log());
     write(top, "superblock", 0, &[0]);
     write(top, "config", 0, include_bytes!("../../dist/thinsnap.toml"));
 }
@@ -131,6 +132,16 @@ fn host_frames() -> Vec<Vec<u8>> {
         }
     }
     all
+}
+
+/// A log of two changes behind one header, in the notation of `intent_log`.
+fn intent_log() -> Vec<u8> {
+    let header = [u64::from_le_bytes(*b"thinslog"), 1 | 128 << 32, 1, 2, 3, 4, 2, 1, 77, 5, 0, 0, 0];
+    let (no_header, tail) = ([0; 13], [7]);
+    let map = [5, 10, 20, 3, 1 | 1 << 32];
+    let unmap = [6, 10, 2, 2, 1 | 2 << 32];
+    let words = [header.as_slice(), &no_header, &tail, &map, &unmap].concat();
+    [vec![1], words.into_iter().flat_map(u64::to_le_bytes).collect()].concat()
 }
 
 /// An OCI layout of one layer in the notation of `archive_layout`.

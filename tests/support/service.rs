@@ -86,6 +86,7 @@ impl Service {
             std::thread::park_timeout(Duration::from_millis(50));
         }
         assert_eq!(left(), Vec::<String>::new(), "{}", tail(&self.log()));
+        assert!(!self.run_dir().exists(), "the run directory {} is left", self.run_dir().display());
     }
 
     /// Where it listens.

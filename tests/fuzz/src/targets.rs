@@ -5,6 +5,7 @@ use crate::archive_layout::archive_layout;
 use crate::config::config;
 use crate::filter::filter;
 use crate::host::{host_answers, host_requests};
+use crate::intent_log::intent_log;
 use crate::messages::{admin_messages, snapshot_messages};
 use crate::metadata::{btree_node, metadata_image, space_map, superblock};
 
@@ -21,6 +22,7 @@ pub const TARGETS: &[Target] = &[
     ("filter", filter),
     ("host_answers", host_answers),
     ("host_requests", host_requests),
+    ("intent_log", intent_log),
     ("metadata_image", metadata_image),
     ("snapshot_messages", snapshot_messages),
     ("space_map", space_map),
