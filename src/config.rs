@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use thinsnap_pool::{BlockSize, ByteCount};
 
 use crate::config::limits::{IMPORT_FIELDS, Number};
+use crate::config::room::{AUTO_EXTEND_FIELDS, POOL_ROOM_FIELDS, RoomTable, WATERMARKS_FIELDS};
+pub use crate::config::room::{AutoExtend, RoomConfig, Share, Watermarks, part};
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{FsType, Space};
 
@@ -45,10 +47,10 @@ pub struct SnapshotterConfig {
     pub profiles: BTreeMap<String, Profile>,
     /// The profile of names that are not in the map.
     pub default_profile: Profile,
-    /// Prepare answers `NoSpace` when fewer bytes of data space are free.
-    pub data_floor: ByteCount,
-    /// Prepare answers `NoSpace` when fewer bytes of metadata space are free.
-    pub metadata_floor: ByteCount,
+    /// Prepare answers `NoSpace` when less data space is free, or less room on the file system below it.
+    pub data_floor: Share,
+    /// Prepare answers `NoSpace` when less metadata space is free above the pool's reserve.
+    pub metadata_floor: Share,
     /// A directory of ours for temporary mounts.
     pub work_dir: PathBuf,
 }
@@ -110,6 +112,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// The pool.
     pub pool: PoolConfig,
+    /// What is done when its room runs short.
+    pub room: RoomConfig,
     /// The socket.
     pub socket: SocketConfig,
     /// Profiles and floors.
@@ -171,6 +175,8 @@ struct PoolTable {
     block_size: Option<String>,
     data_device: Option<PathBuf>,
     metadata_device: Option<PathBuf>,
+    #[serde(flatten)]
+    room: RoomTable,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -270,14 +276,15 @@ impl Config {
         let snapshotter = SnapshotterConfig {
             profiles,
             default_profile,
-            data_floor: or_field(None, "floors.data", file.floors.data)?.unwrap_or(ByteCount(256 << 20)),
-            metadata_floor: or_field(None, "floors.metadata", file.floors.metadata)?.unwrap_or(ByteCount(1 << 20)),
+            data_floor: floor("floors.data", file.floors.data.as_deref(), 256 << 20)?,
+            metadata_floor: floor("floors.metadata", file.floors.metadata.as_deref(), 1 << 20)?,
             work_dir: run_dir.join("work"),
         };
         Ok(Self {
             root,
             run_dir,
             pool,
+            room: file.pool.room.checked()?,
             socket,
             snapshotter,
             import: Limits::of_table(file.import)?,
@@ -345,6 +352,10 @@ fn or_field(over: Option<ByteCount>, field: &str, text: Option<String>) -> Resul
     }
 }
 
+fn floor(field: &str, text: Option<&str>, built_in: u64) -> Result<Share> {
+    text.map_or(Ok(Share::Bytes(ByteCount(built_in))), |text| Share::parse(field, text))
+}
+
 fn profile(field: &str, table: ProfileTable, fallback: &Profile) -> Result<Profile> {
     let size = or_field(None, &format!("{field}.size"), table.size)?.unwrap_or(fallback.size);
     if size.0 < SNAPSHOT_SIZE_MIN {
@@ -386,7 +397,7 @@ fn mode_bits(text: &str) -> Result<u32> {
 fn refuse_unknown_fields(table: &toml::Table) -> Result<()> {
     check_fields("", table, &TOP_FIELDS)?;
     for (name, fields) in [
-        ("pool", POOL_FIELDS.as_slice()),
+        ("pool", &[&POOL_FIELDS[..], &POOL_ROOM_FIELDS].concat()[..]),
         ("socket", &SOCKET_FIELDS),
         ("floors", &FLOORS_FIELDS),
         ("import", &IMPORT_FIELDS),
@@ -396,6 +407,12 @@ fn refuse_unknown_fields(table: &toml::Table) -> Result<()> {
     ] {
         if let Some(inner) = table.get(name).and_then(toml::Value::as_table) {
             check_fields(&format!("{name}."), inner, fields)?;
+        }
+    }
+    let pool = table.get("pool").and_then(toml::Value::as_table);
+    for (name, fields) in [("auto_extend", AUTO_EXTEND_FIELDS.as_slice()), ("watermarks", &WATERMARKS_FIELDS)] {
+        if let Some(inner) = pool.and_then(|pool| pool.get(name)).and_then(toml::Value::as_table) {
+            check_fields(&format!("pool.{name}."), inner, fields)?;
         }
     }
     for (name, value) in table.get("snapshotter").and_then(toml::Value::as_table).into_iter().flatten() {
@@ -434,5 +451,6 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
+mod room;
 #[cfg(test)]
 mod tests;

@@ -11,3 +11,4 @@ pub mod serve;
 pub mod snapshot;
 pub mod snapshotter;
 pub mod store;
+pub mod watch;

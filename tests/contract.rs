@@ -41,8 +41,8 @@ fn config(dir: &Path) -> SnapshotterConfig {
     SnapshotterConfig {
         profiles: BTreeMap::from([("xfs".to_owned(), profile(FsType::Xfs, 320 * MIB))]),
         default_profile: profile(FsType::Ext4, 128 * MIB),
-        data_floor: ByteCount(MIB),
-        metadata_floor: ByteCount(4096),
+        data_floor: thinsnap::config::Share::Bytes(ByteCount(MIB)),
+        metadata_floor: thinsnap::config::Share::Bytes(ByteCount(4096)),
         work_dir: dir.join("work"),
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thinsnap_pool::{
-    ConnectOptions, DescriptorStore, HostKeeper, NoStore, PoolPaths, Replaced, SpawnOptions, StopOutcome,
+    ConnectOptions, DescriptorStore, HostKeeper, NoStore, PoolPaths, Replaced, SpawnOptions, StopOutcome, ThinPool,
 };
 
 use crate::admin::metadata::MetadataReader;
@@ -97,6 +97,7 @@ impl Backend {
                 tracing::warn!(%error, "the pool-host runs another program and was not replaced");
             }
         }
+        host.set_no_space(config.room.no_space)?;
         let snapshotter = Snapshotter::open(Arc::clone(&host) as _, store.clone(), config.snapshotter.clone())?;
         let recovered = snapshotter.recovered();
         tracing::info!(host = host.info().pid, limbo_drained = recovered.limbo_drained, "opened the pool");

@@ -14,6 +14,7 @@ mod server;
 mod snapshot_verbs;
 mod stream;
 mod upgrade;
+mod why_full;
 
 pub use backend::{Backend, Keeping, PoolMissing, create_pool, host_socket_of, intent_log_in};
 pub use client::{Connection, Target, socket_link_of};

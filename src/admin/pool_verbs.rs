@@ -49,6 +49,11 @@ pub(super) fn status(backend: &Backend, request: &api::PoolStatusRequest) -> Res
         warnings: warnings.into_iter().map(|(warning, _)| warning).collect(),
         engine: status.engine,
         reason: status.reason,
+        below: status.room.below.map(space),
+        unpunched_bytes: status.room.unpunched.0,
+        returning_bytes: status.room.returning.0,
+        waiting_writes: status.room.waiting_writes,
+        waiting_bytes: status.room.waiting.0,
     })
 }
 
@@ -87,7 +92,11 @@ fn sharing(pool: &dyn ThinPool, status: &PoolStatus) -> Result<api::PoolSharing>
     Ok(api::PoolSharing { held_bytes: held, saved_bytes: held.saturating_sub(status.data.used.0) })
 }
 
-fn space(space: Space) -> api::PoolSpace {
+pub(super) fn trim(backend: &Backend) -> Result<api::PoolTrimReply> {
+    Ok(api::PoolTrimReply { emptied_bytes: backend.snapshotter().pool().trim()?.0 })
+}
+
+pub(super) fn space(space: Space) -> api::PoolSpace {
     api::PoolSpace { used_bytes: space.used.0, total_bytes: space.total.0, free_bytes: space.free().0 }
 }
 
@@ -102,11 +111,15 @@ pub(super) fn mode_name(mode: PoolMode) -> &'static str {
 
 /// What is wrong, the worst first, each with what to do.
 fn warnings(status: &PoolStatus) -> Vec<(String, &'static str)> {
-    const GROW_DATA: &str = "thinsnap pool grow --data SIZE, or remove what is not needed (thinsnap snapshot ls)";
+    const GROW_DATA: &str = "thinsnap pool grow --data SIZE, or remove what is not needed (thinsnap pool why-full)";
     let mut found = Vec::new();
     let reason = status.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
     match status.mode {
         PoolMode::Write => {}
+        PoolMode::OutOfDataSpace if status.room.full_below => found.push((
+            format!("the pool is out of data space{reason}"),
+            "make room on the file system that holds the pool, or remove what is not needed (thinsnap pool why-full)",
+        )),
         PoolMode::OutOfDataSpace => found.push((format!("the pool is out of data space{reason}"), GROW_DATA)),
         PoolMode::ReadOnly => found.push((
             format!("the pool accepts no changes{reason}"),
@@ -122,10 +135,17 @@ fn warnings(status: &PoolStatus) -> Vec<(String, &'static str)> {
     if nearly_full(status.data) && status.mode == PoolMode::Write {
         found.push((format!("data space is nearly full: {} free", status.data.free()), GROW_DATA));
     }
+    let short_below = status.room.below.filter(|_| status.data_room() < status.data.free());
+    if let Some(below) = short_below.filter(|below| nearly_full(*below) && status.mode == PoolMode::Write) {
+        found.push((
+            format!("the file system below the data is nearly full: {} free", below.free()),
+            "make room on the file system that holds the pool, or remove what is not needed (thinsnap pool why-full)",
+        ));
+    }
     if nearly_full(status.metadata) {
         found.push((
             format!("metadata space is nearly full: {} free", status.metadata.free()),
-            "thinsnap pool grow --metadata SIZE, or remove what is not needed (thinsnap snapshot ls)",
+            "thinsnap pool grow --metadata SIZE, or remove what is not needed (thinsnap pool why-full)",
         ));
     }
     found

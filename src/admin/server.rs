@@ -10,9 +10,9 @@ use crate::admin::backend::Backend;
 use crate::admin::peer::require_root;
 use crate::admin::protocol::api;
 use crate::admin::protocol::api::admin_server::Admin;
-use crate::admin::protocol::api::{image_import_reply, pool_check_reply};
+use crate::admin::protocol::api::{image_import_reply, pool_check_reply, pool_why_full_reply};
 use crate::admin::stream::{Pieces, Replies, streamed};
-use crate::admin::{container_verbs, image_verbs, pool_verbs, snapshot_verbs, upgrade};
+use crate::admin::{container_verbs, image_verbs, pool_verbs, snapshot_verbs, upgrade, why_full};
 use crate::error::{Error, Result};
 use crate::grpc::{BlockingCalls, batches};
 use crate::snapshot::Kind;
@@ -50,6 +50,7 @@ impl Admin for AdminService {
     type SnapshotListStream = Replies<api::SnapshotListReply>;
     type ImageImportStream = Replies<api::ImageImportReply>;
     type PoolCheckStream = Replies<api::PoolCheckReply>;
+    type PoolWhyFullStream = Replies<api::PoolWhyFullReply>;
     type PoolDumpStream = Replies<api::PoolDumpReply>;
 
     async fn service_info(&self, _request: Request<api::ServiceInfoRequest>) -> Answer<api::ServiceInfoReply> {
@@ -75,6 +76,24 @@ impl Admin for AdminService {
         require_root("pool grow", &request)?;
         let request = request.into_inner();
         self.slow("pool grow", move |backend| pool_verbs::grow(backend, &request)).await
+    }
+
+    async fn pool_trim(&self, request: Request<api::PoolTrimRequest>) -> Answer<api::PoolTrimReply> {
+        require_root("pool trim", &request)?;
+        self.slow("pool trim", pool_verbs::trim).await
+    }
+
+    async fn pool_why_full(&self, request: Request<api::PoolWhyFullRequest>) -> Answer<Self::PoolWhyFullStream> {
+        // As `pool check`.
+        require_root("pool why-full", &request)?;
+        use pool_why_full_reply::Step;
+        let reply = |step| api::PoolWhyFullReply { step: Some(step) };
+        Ok(streamed(&self.backend, &self.calls, "pool why-full", move |backend, reports| {
+            let report = why_full::why_full(backend, &|progress| {
+                let _: ControlFlow<()> = reports.latest(reply(Step::Progress(progress)));
+            })?;
+            Ok(Some(reply(Step::Report(report))))
+        }))
     }
 
     async fn pool_check(&self, request: Request<api::PoolCheckRequest>) -> Answer<Self::PoolCheckStream> {

@@ -15,6 +15,7 @@ mod session;
 mod snapshot;
 mod tree;
 mod upgrade;
+mod why_full;
 
 pub use args::{Cli, Command};
 pub use render::error_text;

@@ -11,11 +11,11 @@ use thinsnap_pool::ByteCount;
 use crate::admin::{api, create_pool, pool_paths_of};
 use crate::cli::args::{Global, examples};
 use crate::cli::intent_log;
-use crate::cli::metadata;
 use crate::cli::output::Output;
 use crate::cli::render::{clean, percent, size};
 use crate::cli::serve::{PoolLayout, size as parse_size};
 use crate::cli::session::with_service;
+use crate::cli::{metadata, why_full};
 use crate::config::{Config, Overrides};
 use crate::error::{Error, Result};
 use crate::grpc::error_of;
@@ -42,6 +42,12 @@ pub enum PoolVerb {
         #[arg(long)]
         no_sharing: bool,
     },
+    /// Say who holds the space and what deleting each gives back
+    #[command(after_help = examples!("thinsnap pool why-full", "thinsnap pool why-full --json"))]
+    WhyFull,
+    /// Give back the room that free blocks still hold below the pool
+    #[command(after_help = examples!("thinsnap pool trim", "thinsnap --root /srv/pool pool trim --json"))]
+    Trim,
     /// Audit the metadata: every tree, every count; status 3 if it is damaged
     #[command(after_help = examples!(
         "thinsnap pool check",
@@ -113,6 +119,8 @@ pub(crate) fn run(verb: &PoolVerb, global: &Global, output: Output) -> Result<()
             })?;
             output.answer(&status, status_text)
         }
+        PoolVerb::WhyFull => why_full::why_full(global, output),
+        PoolVerb::Trim => why_full::trim(global, output),
         PoolVerb::Check { metadata } => metadata::check(metadata.as_deref(), global, output),
         PoolVerb::Dump { metadata, held, output: file } => {
             metadata::write_dump(metadata.as_deref(), *held, file.as_deref(), global, output)
@@ -180,6 +188,14 @@ fn status_text(status: &api::PoolStatusReply) -> String {
     };
     line("data", format!("{}   {} blocks", space(status.data), size(status.block_size_bytes)));
     line("metadata", space(status.metadata));
+    // Where the file system below ends before the pool does.
+    let free = |space: Option<api::PoolSpace>| space.map_or(u64::MAX, |space| space.free_bytes);
+    if free(status.below) < free(status.data) {
+        line("below", format!("{}   the file system that holds the data", space(status.below)));
+    }
+    if status.waiting_writes > 0 {
+        line("waiting", format!("{} writes with {} wait for room", status.waiting_writes, size(status.waiting_bytes)));
+    }
     line(
         "devices",
         format!(

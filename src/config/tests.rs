@@ -49,6 +49,7 @@ fn the_example_that_is_shipped_says_the_defaults() {
     assert_eq!(shown.snapshotter.data_floor, built_in.snapshotter.data_floor);
     assert_eq!(shown.snapshotter.metadata_floor, built_in.snapshotter.metadata_floor);
     assert_eq!(shown.pool.block_size, built_in.pool.block_size);
+    assert_eq!(shown.room, built_in.room);
     assert_eq!(shown.log_level, built_in.log_level);
     assert_eq!(shown.import, built_in.import);
     let fields = super::limits::IMPORT_FIELDS;

@@ -23,6 +23,7 @@ use crate::serve::incoming::Incoming;
 use crate::serve::notify::SupervisorStore;
 use crate::serve::socket::{Link, Passed, listen_at, passed, stored_name};
 use crate::serve::{health, log, notify};
+use crate::watch::RoomWatch;
 
 /// How long calls may take to finish after the signal to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -73,6 +74,9 @@ fn listen_and_serve(config: &Config, activated: Option<UnixListener>, backend: &
     let path = address.as_pathname().unwrap_or(&config.socket.path).to_owned();
     let _link = Link::make(socket_link_of(&config.run_dir), &path)?;
 
+    let pool = Arc::clone(backend.snapshotter().pool());
+    // Ends before the runtime's calls are cut off: it interrupts its own wait in the pool.
+    let _watch = RoomWatch::start(pool, config.room)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("serve")

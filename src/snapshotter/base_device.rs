@@ -28,6 +28,8 @@ impl Snapshotter {
                 format!("{doing}: the size must be a multiple of 4 KiB and at least {}", size_min(fs)),
             ));
         }
+        // Also for a view, which takes no room otherwise.
+        self.admit()?;
         let reserved = self.ids.take(&self.store, &self.reclaimer)?;
         let id = reserved.id();
         self.pool.create_thin(id)?;

@@ -39,7 +39,7 @@ impl Snapshotter {
                 format!("prepare {:?}: {:?} has the content that {REF_LABEL} asks for", key.as_str(), name.as_str()),
             ));
         }
-        self.admission.check(&*self.pool, &self.config)?;
+        self.admit()?;
 
         let origin = self.origin(space, parent)?;
         let size = wanted_size(&labels, origin.size, self.profile(space).size);

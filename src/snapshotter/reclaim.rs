@@ -181,6 +181,20 @@ impl Reclaimer {
         }
     }
 
+    /// Waits until the deletions that are to be done now have been tried, at most for `limit`. False: there were none.
+    pub(crate) fn settle(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut queue = self.lock();
+        let is_open = |queue: &Queue| {
+            queue.ready.iter().chain(queue.running.iter()).any(|task| matches!(task, Task::Delete(_))) && !queue.stop
+        };
+        let any = is_open(&queue);
+        while let (true, Some(left)) = (is_open(&queue), deadline.checked_duration_since(Instant::now())) {
+            queue = self.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        any
+    }
+
     fn work(&self) {
         while let Some(batch) = self.next_batch(true) {
             self.run(&batch);

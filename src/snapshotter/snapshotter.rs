@@ -104,6 +104,11 @@ impl Snapshotter {
         &self.store
     }
 
+    /// Errors with `NoSpace` below the floors, `ReadOnly`.
+    pub(super) fn admit(&self) -> Result<()> {
+        self.admission.check(&*self.pool, &self.config, self.workers.any().then_some(&*self.reclaimer))
+    }
+
     pub(super) fn profile(&self, space: &Space) -> &Profile {
         self.config.profiles.get(space.as_str()).unwrap_or(&self.config.default_profile)
     }

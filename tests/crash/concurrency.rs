@@ -26,8 +26,8 @@ fn start(machine: &Machine) -> (Arc<Snapshotter>, Store) {
     let config = SnapshotterConfig {
         profiles: BTreeMap::new(),
         default_profile: Profile { fs: FsType::Ext4, size: ByteCount(1 << 30) },
-        data_floor: ByteCount(0),
-        metadata_floor: ByteCount(0),
+        data_floor: thinsnap::config::Share::Bytes(ByteCount(0)),
+        metadata_floor: thinsnap::config::Share::Bytes(ByteCount(0)),
         work_dir: PathBuf::from("/nonexistent"),
     };
     let filesystems = Arc::new(MemoryFilesystems { machine: machine.clone(), fuse });

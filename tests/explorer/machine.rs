@@ -66,8 +66,8 @@ impl Service {
         let config = SnapshotterConfig {
             profiles: BTreeMap::new(),
             default_profile: Profile { fs: FsType::Ext4, size: SNAPSHOT_SIZE },
-            data_floor: ByteCount(0),
-            metadata_floor: ByteCount(0),
+            data_floor: thinsnap::config::Share::Bytes(ByteCount(0)),
+            metadata_floor: thinsnap::config::Share::Bytes(ByteCount(0)),
             work_dir: PathBuf::from("/nonexistent"),
         };
         let parts = Parts { filesystems: files, reclaim_threads: 0 };

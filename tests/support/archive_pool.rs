@@ -63,8 +63,8 @@ impl Bench {
         let config = SnapshotterConfig {
             profiles: BTreeMap::new(),
             default_profile: profile,
-            data_floor: ByteCount(0),
-            metadata_floor: ByteCount(0),
+            data_floor: thinsnap::config::Share::Bytes(ByteCount(0)),
+            metadata_floor: thinsnap::config::Share::Bytes(ByteCount(0)),
             work_dir: dir.join("work"),
         };
         let snapshotter = Snapshotter::open(Arc::clone(&pool) as _, store.clone(), config).unwrap();

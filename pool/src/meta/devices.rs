@@ -161,7 +161,7 @@ impl Metadata {
         let ranges = merged(&leaves);
         let entries = device.details.mapped_blocks.min(leaves.len() as u64 * 252);
         let demand = if last_step {
-            self.demand_delete(&device)
+            self.demand_delete(&device, leaves.len() as u64)
         } else {
             self.demand_remove(&device, ranges.len() as u64, entries)
         };

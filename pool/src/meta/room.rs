@@ -118,12 +118,14 @@ impl Metadata {
         }
     }
 
-    /// A device removed with all of a tree: nothing of that is copied.
-    pub(in crate::meta) fn demand_delete(&self, device: &Device) -> Demand {
+    /// A device removed with all of a tree: nothing of that is copied, and only in the leaves that nobody else refers
+    /// to do blocks lose a reference.
+    pub(in crate::meta) fn demand_delete(&self, device: &Device, exclusive_leaves: u64) -> Demand {
         let mapped = device.details.mapped_blocks;
         let demand = self.demand_device();
         let nodes = LargestTree::of(TreeKind::Mapping, mapped).nodes;
-        Demand { data_counts: mapped, metadata_counts: demand.metadata_counts + nodes, ..demand }
+        let data_counts = mapped.min(exclusive_leaves * FANOUT);
+        Demand { data_counts, metadata_counts: demand.metadata_counts + nodes, ..demand }
     }
 
     /// Blocks that the next commit may take at most if `demand` is done before it.
