@@ -7,7 +7,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 
 # What each part needs, as Debian names it; only what is missing is installed.
-BUILD_PACKAGES = gcc libc6-dev libclang-dev pkg-config
+BUILD_PACKAGES = gcc libc6-dev libclang-dev libdevmapper-dev pkg-config
 RUN_PACKAGES = e2fsprogs mount util-linux xfsprogs
 QUICKSTART_PACKAGES = $(RUN_PACKAGES) debootstrap procps python3 skopeo umoci
 FUZZ_PACKAGES = g++ util-linux

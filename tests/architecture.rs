@@ -26,7 +26,7 @@ const POOL: House = House {
     floors: &[
         &["error", "mutation"],
         &["device", "units"],
-        &["format", "export", "status"],
+        &["format", "export", "status", "claims"],
         &["meta", "thin_pool"],
         &["embedded", "kernel", "check"],
         &["host"],

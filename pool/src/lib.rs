@@ -1,11 +1,13 @@
 //! A thin pool in dm-thin's on-disk format: devices that share blocks, snapshots, copy-on-write, exports.
 mod check;
+mod claims;
 mod device;
 mod embedded;
 mod error;
 mod export;
 mod format;
 mod host;
+mod kernel;
 mod meta;
 mod mutation;
 mod open;
@@ -31,12 +33,15 @@ pub use host::{
     ConnectOptions, DescriptorStore, HostClient, HostInfo, HostKeeper, HostOptions, NoStore, Replaced, SpawnOptions,
     StopOutcome, connect_or_spawn, run as run_host,
 };
+pub use kernel::{AdoptOptions, Discards, KernelOptions, KernelPool, PoolFeatures, WhenFull};
 pub use meta::{
     DataRun, DeviceDetails, FormatOptions, Frozen, MappedRun, Metadata, OpenMode, SpaceCounts, superblock_fingerprint,
 };
 #[doc(hidden)]
 pub use mutation::Mutation;
-pub use open::{CreateOptions, PoolPaths, create, intent_log_of, open_embedded};
+pub use open::{
+    CreateOptions, Engine, EngineChoice, PoolPaths, choose_engine, create, intent_log_of, open_embedded, open_kernel,
+};
 pub use status::{
     ChangedRange, DeviceUsage, Holding, Holdings, MetadataView, PoolMode, PoolStatus, Room, Space, Steady,
 };

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::device::{AlignedBuffer, BlockDevice, FileDevice};
-use crate::embedded::{EmbeddedOptions, EmbeddedPool, IntentLogState, intent_log_state_for};
+use crate::embedded::{EmbeddedOptions, EmbeddedPool, IntentLogState, intent_log_state, intent_log_state_for};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::Exporter;
+use crate::kernel::{KernelOptions, KernelPool, identity_of, loop_of, probe};
 use crate::meta::{FormatOptions, Metadata, OpenMode, superblock_fingerprint};
 use crate::units::{BlockSize, ByteCount, METADATA_BLOCK_SIZE, METADATA_BLOCKS_MAX, METADATA_BLOCKS_MIN};
 
@@ -71,8 +72,8 @@ pub fn open_embedded(
     options: &EmbeddedOptions,
 ) -> Result<Arc<EmbeddedPool>> {
     let doing = |e: Error| e.doing(format_args!("open the pool in {}", paths.metadata.display()));
-    let device: Arc<dyn BlockDevice> = Arc::new(FileDevice::open(&paths.metadata).map_err(doing)?);
-    let data: Arc<dyn BlockDevice> = Arc::new(FileDevice::open(&paths.data).map_err(doing)?);
+    let device: Arc<dyn BlockDevice> = Arc::new(open_for_embedded(&paths.metadata).map_err(doing)?);
+    let data: Arc<dyn BlockDevice> = Arc::new(open_for_embedded(&paths.data).map_err(doing)?);
     let metadata = Metadata::open(Arc::clone(&device), OpenMode::ReadWrite).map_err(doing)?;
     EmbeddedPool::with_options(metadata, device, data, exporter, options).map(Arc::new).map_err(doing)
 }
@@ -84,6 +85,80 @@ pub fn intent_log_of(paths: &PoolPaths, log: &Path) -> Result<IntentLogState> {
     let fingerprint = superblock_fingerprint(&*device).ok();
     let identity = Metadata::open(device, OpenMode::ReadOnly).ok().map(|metadata| metadata.identity());
     intent_log_state_for(log, identity, fingerprint)
+}
+
+/// Opens a pool for the kernel to serve. It goes on being served when this process ends; [`KernelPool::close`] takes it
+/// down. Errors: as [`open_embedded`], and `Unsupported` if this kernel has no device-mapper or no thin pools.
+pub fn open_kernel(paths: &PoolPaths, options: &KernelOptions) -> Result<Arc<KernelPool>> {
+    let doing = |e: Error| e.doing(format_args!("open the pool in {} for the kernel", paths.metadata.display()));
+    options.intent_log.as_ref().map_or(Ok(()), |log| refuse_pending(log, &paths.metadata)).map_err(doing)?;
+    KernelPool::open(&paths.metadata, &paths.data, options).map(Arc::new).map_err(doing)
+}
+
+/// Errors with `InUse` while an intent log holds what the pool's metadata does not: to the kernel, blocks that are in
+/// use would be free.
+fn refuse_pending(log: &Path, metadata: &Path) -> Result<()> {
+    let why = match intent_log_state(log, identity_of(metadata)?)? {
+        IntentLogState::Nothing | IntentLogState::OtherBoot | IntentLogState::OtherPool => return Ok(()),
+        IntentLogState::Pending { records } => {
+            format!("holds {records} acknowledged changes of the embedded engine, which was killed or is running")
+        }
+        IntentLogState::Doubtful { why } => format!("cannot be believed ({why})"),
+    };
+    Err(Error::new(
+        ErrorKind::InUse,
+        format!("the intent log {} {why}: start and stop the embedded engine once, which drains it", log.display()),
+    ))
+}
+
+/// Who moves the blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// The kernel where it can, else a process of ours.
+    Auto,
+    /// The kernel's dm-thin.
+    Kernel,
+    /// A process of ours.
+    Embedded,
+}
+
+/// The engine for a pool, and why it is that one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineChoice {
+    /// True: the kernel; false: a process of ours.
+    pub kernel: bool,
+    /// For people: what decided it, and what to install for the other one.
+    pub why: String,
+}
+
+/// Decides by what this machine can do. Errors, for [`Engine::Kernel`] only: `Unsupported`, `Denied`.
+pub fn choose_engine(wanted: Engine) -> Result<EngineChoice> {
+    let embedded = |why: String| Ok(EngineChoice { kernel: false, why });
+    if wanted == Engine::Embedded {
+        return embedded("the embedded engine was asked for".to_owned());
+    }
+    match probe() {
+        Ok(version) => {
+            let why = format!("the kernel serves thin pools (target thin-pool {version})");
+            Ok(EngineChoice { kernel: true, why })
+        }
+        Err(e) if wanted == Engine::Auto && matches!(e.kind(), ErrorKind::Unsupported | ErrorKind::Denied) => {
+            embedded(format!("the kernel engine is not to be had: {e}"))
+        }
+        Err(e) => Err(e.doing("choose the kernel engine")),
+    }
+}
+
+/// Opens a device for this process alone; says so if the kernel engine is who has it.
+fn open_for_embedded(path: &Path) -> Result<FileDevice> {
+    FileDevice::open(path).map_err(|e| match loop_of(path) {
+        Some(bound) if e.kind() == ErrorKind::InUse => e.doing(format_args!(
+            "the kernel serves a pool on {} ({}): close it there first",
+            path.display(),
+            bound.display()
+        )),
+        _ => e,
+    })
 }
 
 fn try_create(options: &CreateOptions, undo: &mut Undo) -> Result<()> {

@@ -10,6 +10,7 @@ mod host_stage;
 #[path = "support/host_tools.rs"]
 mod host_tools;
 mod support {
+    pub(crate) mod disk;
     pub(crate) mod laws;
     pub(crate) mod stage;
 }

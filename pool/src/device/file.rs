@@ -67,6 +67,17 @@ impl FileDevice {
         Self::open_for(path, false)
     }
 
+    /// Opens beside whoever has it, without a lock: for a device that the kernel serves on this process's behalf, or
+    /// for a look at one. A writer must know that nobody else writes where it writes. Errors as [`open`](Self::open).
+    pub(crate) fn open_beside(path: &Path, writable: bool) -> Result<Self> {
+        Self::open_with(path, writable, false)
+    }
+
+    /// The open file. Whoever keeps a duplicate of its descriptor keeps the lock.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Makes a sparse file of `size` bytes, readable by its owner only, and opens it like
     /// [`open`](Self::open). Errors: `AlreadyExists`, `NotFound` (the directory), `OutOfDataSpace`.
     pub fn create(path: &Path, size: u64) -> Result<Self> {
@@ -104,6 +115,10 @@ impl FileDevice {
     }
 
     fn open_for(path: &Path, writable: bool) -> Result<Self> {
+        Self::open_with(path, writable, true)
+    }
+
+    fn open_with(path: &Path, writable: bool, locked: bool) -> Result<Self> {
         let doing = format!("open {}", path.display());
         let (handle, seen) = look_at(path).map_err(|e| e.doing(&doing))?;
         let kind = match seen.file_type() {
@@ -111,7 +126,7 @@ impl FileDevice {
             kind if kind.is_block_device() => Kind::Disk,
             _ => return Err(Error::new(ErrorKind::Invalid, format!("{doing}: neither a regular file nor a disk"))),
         };
-        let exclusive = if kind == Kind::Disk { libc::O_EXCL } else { 0 };
+        let exclusive = if locked && kind == Kind::Disk { libc::O_EXCL } else { 0 };
         let through = format!("/proc/self/fd/{}", handle.as_raw_fd());
         let open =
             |flags: i32| OpenOptions::new().read(true).write(writable).custom_flags(exclusive | flags).open(&through);
@@ -125,7 +140,7 @@ impl FileDevice {
             ),
             _ => Error::io(&doing, e),
         })?;
-        if kind == Kind::Regular {
+        if locked && kind == Kind::Regular {
             lock(&file, writable, &seen).map_err(|e| e.doing(&doing))?;
         }
         let alignment = match (buffered, kind) {

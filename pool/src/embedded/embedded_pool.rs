@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::claims::Claims;
 use crate::device::BlockDevice;
 use crate::embedded::backing::Backing;
-use crate::embedded::claims::Claims;
 use crate::embedded::ledger::Ledger;
 use crate::embedded::options::EmbeddedOptions;
 use crate::embedded::replay::{Recovered, recover};

@@ -1,7 +1,6 @@
 //! Engine 1: the data path in this process, on a metadata and a data device.
 mod backing;
 mod cells;
-mod claims;
 mod committer;
 mod embedded_pool;
 mod intent_format;

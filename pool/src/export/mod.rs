@@ -11,5 +11,6 @@ mod take_over;
 pub use exporter::{DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, NoSpace, Orphan, Outlook, Volume};
 pub(crate) use fuse::is_connected;
 pub use fuse_exporter::{FuseExporter, FuseOptions};
+pub(crate) use loop_device::LastingLoop;
 pub use passed::inherited_descriptors;
 pub(crate) use residency::keep_resident;

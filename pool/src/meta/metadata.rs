@@ -156,6 +156,14 @@ impl Metadata {
         crate::meta::open::open(device, mode)
     }
 
+    /// Reads, for looking only, a pool that somebody else changes meanwhile (the kernel), at the moment of the metadata
+    /// snapshot that the caller has just had it take: the trees stay until the snapshot is released, and the counts
+    /// are read here and now. Errors: `InUse` if the pool has changed since, so that a new snapshot is needed; `NotFound`
+    /// if none is held; others as [`open`](Self::open).
+    pub fn open_held(device: Arc<dyn BlockDevice>) -> Result<Self> {
+        crate::meta::open::open_held(device)
+    }
+
     /// Size of a data block.
     #[must_use]
     pub fn block_size(&self) -> BlockSize {

@@ -30,6 +30,40 @@ pub(in crate::meta) fn open(device: Arc<dyn BlockDevice>, mode: OpenMode) -> Res
     read_pool(device, mode).map_err(|e| e.doing("open the metadata"))
 }
 
+/// The pool on `device` at the moment of its held snapshot; see [`Metadata::open_held`].
+pub(in crate::meta) fn open_held(device: Arc<dyn BlockDevice>) -> Result<Metadata> {
+    let before = read_block(&*device, SUPERBLOCK)?;
+    let opened = read_held(&device);
+    // Counts that belong together have been read only if nothing was committed meanwhile; and what looks like damage
+    // in metadata that somebody changes is none.
+    if read_block(&*device, SUPERBLOCK)? != before {
+        return Err(moved_on());
+    }
+    opened.map_err(|e| e.doing("open the metadata at its held snapshot"))
+}
+
+fn read_held(device: &Arc<dyn BlockDevice>) -> Result<Metadata> {
+    let mut metadata = read_pool(Arc::clone(device), OpenMode::ReadOnly)?;
+    let live = &metadata.superblock;
+    if live.held_root == 0 {
+        return Err(Error::new(ErrorKind::NotFound, "superblock: no metadata snapshot is held"));
+    }
+    let place = MetaBlock(live.held_root);
+    let held = Superblock::decode(place, &*read_block(&**device, place)?)?;
+    if (held.mapping_root, held.details_root) != (live.mapping_root, live.details_root) {
+        return Err(moved_on());
+    }
+    // The snapshot's own references are no devices'.
+    for root in [held.mapping_root, held.details_root] {
+        metadata.transaction.metadata.dec(root)?;
+    }
+    Ok(metadata)
+}
+
+fn moved_on() -> Error {
+    Error::new(ErrorKind::InUse, "the pool has moved on from its held snapshot: take a new one")
+}
+
 fn read_pool(device: Arc<dyn BlockDevice>, mode: OpenMode) -> Result<Metadata> {
     let superblock = read_superblock(&*device, mode)?;
     let block_size = BlockSize::from_bytes(u64::from(superblock.data_block_sectors) * SECTOR_SIZE)

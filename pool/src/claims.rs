@@ -6,20 +6,20 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::units::DeviceId;
 
 #[derive(Default)]
-pub(super) struct Claims {
+pub(crate) struct Claims {
     taken: Mutex<HashSet<DeviceId>>,
     given_back: Condvar,
 }
 
 /// The right to change some devices, until dropped.
-pub(super) struct Claim<'a> {
+pub(crate) struct Claim<'a> {
     claims: &'a Claims,
     ids: Vec<DeviceId>,
 }
 
 impl Claims {
     /// Waits until all of `ids` are free and takes them together: no order, no deadlock.
-    pub(super) fn claim(&self, ids: &[DeviceId]) -> Claim<'_> {
+    pub(crate) fn claim(&self, ids: &[DeviceId]) -> Claim<'_> {
         let mut taken = self.lock();
         while ids.iter().any(|id| taken.contains(id)) {
             taken = self.given_back.wait(taken).unwrap_or_else(PoisonError::into_inner);

@@ -1,0 +1,22 @@
+//! The engine that lets the kernel move the blocks: dm-thin, told what to do through device-mapper.
+mod backing;
+mod control;
+mod device_number;
+mod heal;
+mod kernel_pool;
+mod live;
+mod names;
+mod news;
+mod opening;
+mod options;
+mod pool_device;
+mod status_line;
+mod table;
+mod thin_device;
+mod verbs;
+
+pub(crate) use backing::loop_of;
+pub(crate) use control::probe;
+pub use kernel_pool::KernelPool;
+pub(crate) use live::identity_of;
+pub use options::{AdoptOptions, Discards, KernelOptions, PoolFeatures, WhenFull};
