@@ -15,6 +15,7 @@ declare -A catches=(
   [SkipLastFlush]=$explorer
   [MetadataBeforeData]=$explorer
   [ReuseInTransaction]=$explorer
+  [SkipIntentLog]="intent_log what_was_acknowledged_survives_a_kill"
   [AnswerFlushEarly]=$explorer
   [AnswerWriteEarly]=$explorer
   [KeepSharing]=$explorer
@@ -55,7 +56,7 @@ for defect in $(grep -oE '^    [A-Z][A-Za-z]+,$' pool/src/mutation.rs | tr -d ' 
   run "$program" "$test"; status=$?
   unset THINSNAP_MUTATION
   if [ $status != 0 ] && grep -q 'test result: FAILED' "$log"; then
-    words=$(grep -A1 'panicked at tests/' "$log" | grep -vE 'panicked at|^--' | tail -1 | tr '|' '/' | cut -c1-100)
+    words=$(grep -A1 'panicked at [a-z/]*tests/' "$log" | grep -vE 'panicked at|^--' | tail -1 | tr '|' '/' | cut -c1-100)
     printf '| %-20s | %-48s | %s |\n' "$defect" "$program: $test…" "$words"
   else
     printf '| %-20s | %-48s | |\n' "$defect" "NOBODY (status $status)"; failed=1

@@ -19,6 +19,8 @@ pub enum Mutation {
     MetadataBeforeData,
     /// A block freed in a transaction is handed out in the same one.
     ReuseInTransaction,
+    /// A change is acknowledged without a record in the intent log.
+    SkipIntentLog,
     /// A flush is answered before its commit.
     AnswerFlushEarly,
     /// A write is acknowledged before its data is on its way.

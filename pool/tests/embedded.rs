@@ -8,13 +8,14 @@ mod support {
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use support::direct_exporter::{DirectExporter, Opened};
 use support::faulty_device::FaultyDevice;
 use support::random::Random;
 use thinsnap_pool::{
-    Access, BlockDevice, BlockSize, ByteCount, CreateOptions, DeviceId, Direction, EmbeddedPool, ErrorKind, Extents,
-    FormatOptions, MemoryDevice, Metadata, OpenMode, PoolMode, PoolPaths, ThinPool, Volume,
+    Access, BlockDevice, BlockSize, ByteCount, CreateOptions, DeviceId, Direction, EmbeddedOptions, EmbeddedPool,
+    ErrorKind, Extents, FormatOptions, MemoryDevice, Metadata, OpenMode, PoolMode, PoolPaths, ThinPool, Volume,
 };
 
 const BLOCK: u64 = 64 * 1024;
@@ -312,6 +313,49 @@ fn a_read_error_in_the_midst_of_a_change_makes_the_pool_read_only_and_says_why()
     assert!(read(&*volume, 500 * BLOCK, 512) == bytes(512, 1), "reading goes on");
     let image = MemoryDevice::from_bytes(ground.metadata.to_bytes());
     assert!(thinsnap_pool::audit(&image, &|_| ()).unwrap().is_sound(), "the last commit is whole");
+}
+
+/// Records in the smallest intent log.
+const LOG_RECORDS: u32 = 128;
+
+#[test]
+fn a_commit_that_a_full_intent_log_forces_may_fail_and_nothing_acknowledged_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let options =
+        EmbeddedOptions { intent_log: Some(dir.path().join("intent.log")), intent_log_records: Some(LOG_RECORDS) };
+    let ground = Ground::new(200);
+    ground.pool.close().unwrap();
+    let open = || {
+        let device: Arc<dyn BlockDevice> = Arc::clone(&ground.metadata) as _;
+        let metadata = Metadata::open(Arc::clone(&device), OpenMode::ReadWrite).unwrap();
+        let (data, exporter) = (Arc::clone(&ground.data) as _, DirectExporter::new());
+        let shown = Arc::clone(&exporter) as _;
+        let pool = EmbeddedPool::with_options(metadata, device, data, shown, &options).unwrap();
+        // Nobody but the full log commits.
+        pool.set_commit_period(Duration::from_secs(10_000));
+        (pool, exporter)
+    };
+    let (pool, exporter) = open();
+    pool.create_thin(id(1)).unwrap();
+    pool.activate(id(1), ByteCount(200 * BLOCK), Access::ReadWrite).unwrap();
+    let volume = exporter.open(id(1));
+    ground.data.flush_fails.store(true, Ordering::SeqCst);
+    let written = (0..200).take_while(|&block| volume.write_at(&bytes(BLOCK, 1), block * BLOCK).is_ok()).count() as u64;
+    assert!((1..=u64::from(LOG_RECORDS)).contains(&written), "{written} writes found room in the log");
+    let error = volume.write_at(&bytes(BLOCK, 2), 190 * BLOCK).unwrap_err();
+    assert!(error.to_string().contains("does not answer"), "{error}");
+    let status = pool.status().unwrap();
+    assert_eq!(status.mode, PoolMode::ReadOnly);
+    assert!(status.reason.unwrap().contains("does not answer"));
+    drop((volume, exporter, pool));
+
+    ground.data.flush_fails.store(false, Ordering::SeqCst);
+    let (pool, exporter) = open();
+    pool.activate(id(1), ByteCount(200 * BLOCK), Access::ReadWrite).unwrap();
+    let volume = exporter.open(id(1));
+    assert!(read(&*volume, 0, written * BLOCK) == bytes(written * BLOCK, 1), "an acknowledged write is gone");
+    assert!(read(&*volume, 190 * BLOCK, BLOCK) == bytes(BLOCK, 0));
+    volume.flush().unwrap();
 }
 
 #[test]

@@ -50,10 +50,14 @@ fn pool_on(paths: &PoolPaths, data: Option<u64>, metadata: Option<u64>) {
 }
 
 fn opened(paths: &PoolPaths) -> (Arc<EmbeddedPool>, Arc<DirectExporter>) {
+    opened_with(paths, &EmbeddedOptions::default())
+}
+
+fn opened_with(paths: &PoolPaths, options: &EmbeddedOptions) -> (Arc<EmbeddedPool>, Arc<DirectExporter>) {
     let exporter = DirectExporter::new();
     let mut pool = None;
     // A program that another test starts holds our files between its fork and its exec.
-    eventually("the pool is free", || match open_embedded(paths, exporter.clone(), &EmbeddedOptions::default()) {
+    eventually("the pool is free", || match open_embedded(paths, exporter.clone(), options) {
         Err(e) if e.kind() == ErrorKind::InUse => false,
         opened => pool.replace(opened.unwrap()).is_none(),
     });
@@ -175,6 +179,34 @@ fn root_a_full_file_system_costs_the_write_that_meets_it_and_heals_with_room() {
     pool.close().unwrap();
     drop(pool);
     full.unmount();
+}
+
+#[test]
+fn root_a_start_without_room_for_its_intent_log_is_refused_and_changes_nothing() {
+    if skipped_without_root() {
+        return;
+    }
+    let dir = dir();
+    let full = Mounted::tmpfs(&dir.path().join("run"), "64k");
+    let paths = PoolPaths::in_dir(&dir.path().join("pool"));
+    pool_on(&paths, Some(8 * MIB), Some(2 * MIB));
+    let before = std::fs::read(&paths.metadata).unwrap();
+    let log = full.at.join("intent.log");
+    let options = EmbeddedOptions { intent_log: Some(log.clone()), ..EmbeddedOptions::default() };
+    let mut refused = None;
+    eventually("the pool is free", || {
+        let error = open_embedded(&paths, DirectExporter::new(), &options).err().unwrap();
+        error.kind() != ErrorKind::InUse && refused.replace(error).is_none()
+    });
+    let error = refused.unwrap();
+    assert_eq!(error.kind(), ErrorKind::OutOfDataSpace, "{error}");
+    assert!(error.to_string().contains(log.to_str().unwrap()), "{error}");
+    assert!(std::fs::read(&paths.metadata).unwrap() == before, "a refused start changes nothing");
+    full.unmount();
+    // With room it starts.
+    std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+    let (pool, _) = opened_with(&paths, &options);
+    pool.close().unwrap();
 }
 
 /// A disk in memory that fails on command, shown to the kernel.

@@ -8,6 +8,7 @@ use crate::embedded::intent_log::IntentLog;
 use crate::embedded::intent_record::IntentChange;
 use crate::error::Result;
 use crate::meta::{DataRun, Frozen, Metadata};
+use crate::mutation::Mutation;
 use crate::units::{DeviceId, VirtualBlock};
 
 pub(super) struct Ledger {
@@ -84,7 +85,9 @@ impl Ledger {
     }
 
     fn record(&mut self, change: &IntentChange) {
-        if let Some(log) = &mut self.log {
+        if let Some(log) = &mut self.log
+            && !Mutation::SkipIntentLog.is_on()
+        {
             log.append(change);
         }
     }
