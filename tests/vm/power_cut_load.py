@@ -24,6 +24,7 @@ SECTOR = 512
 SLOTS = 64
 SLOT_BYTES = 4096
 FILES_MAX = 30
+UNFLUSHED_BYTES = 64 << 10
 CONTAINERS_MAX = 3
 WAIT_SECONDS = 120
 BASE = "base"
@@ -195,6 +196,9 @@ def write_for_ever(container, directory, promises, marks, dice, failures):
         mine = sorted(number for of, number in promises.files if of == container)
         versions = {}
         slots = os.open(f"{directory}/slots", os.O_RDWR)
+        unflushed = os.open(f"{directory}/unflushed", os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o600)
+        memory = mmap.mmap(-1, UNFLUSHED_BYTES)
+        memory[:] = os.urandom(len(memory))
         number = random.SystemRandom().randrange(1 << 24)
         while True:
             if dice.random() < 0.5:
@@ -210,9 +214,9 @@ def write_for_ever(container, directory, promises, marks, dice, failures):
                 os.fdatasync(slots)
                 marks.put(kind="slot", container=container, slot=slot, version=version)
                 versions[slot] = version
-            # Something that nobody has flushed is always under way too.
-            with open(f"{directory}/unflushed", "wb") as file:
-                file.write(os.urandom(dice.randrange(200_000)))
+            # Something that nobody has flushed is always on its way to the disk too.
+            for _ in range(3):
+                os.pwritev(unflushed, [memory], dice.randrange(16) * len(memory))
             if len(mine) > FILES_MAX:
                 gone = mine.pop(0)
                 marks.put(kind="deleting", container=container, number=gone)

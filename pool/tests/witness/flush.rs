@@ -250,8 +250,8 @@ fn what_was_flushed_through_the_kernels_block_layer_is_there_after_a_power_cut()
     let empty = vec![0; usize::try_from(DATA_SIZE + METADATA_SIZE).unwrap()];
     for cut in 0..CUTS {
         let end = begun + 1 + usize::try_from(random.below((log.len() - begun) as u64)).unwrap();
-        let marks = log[..end].iter().filter_map(|entry| if let Entry::Mark(n) = entry { Some(*n) } else { None });
-        let returned = marks.last().unwrap();
+        let mut marks = log[..end].iter().filter_map(|entry| if let Entry::Mark(n) = entry { Some(*n) } else { None });
+        let returned = marks.next_back().unwrap();
         let story = format!("cut {cut} after entry {end} of {}, {returned} steps returned", log.len());
         let image = after_cut(&empty, &log, end, &mut random);
         let (data, metadata) = image.split_at(usize::try_from(DATA_SIZE).unwrap());

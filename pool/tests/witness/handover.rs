@@ -40,8 +40,10 @@ fn tell_a_story(truth: &mut Truth, player: &mut dyn Player) {
     player.flush(late);
 }
 
+type Open = fn(&Truth) -> Box<dyn Player>;
+
 /// Each engine tells the story; the other reads it, goes on with it and hands it back.
-fn there_and_back(open: [fn(&Truth) -> Box<dyn Player>; 2]) {
+fn there_and_back(open: [Open; 2]) {
     let mut truth = Truth::new();
     let mut counts = None;
     for (turn, open) in open.iter().cycle().take(5).enumerate() {
