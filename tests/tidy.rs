@@ -273,6 +273,25 @@ fn the_architecture_document_names_every_room() {
     assert_none("the code map has a line for each room and no other:", &failures);
 }
 
+/// Names of tests are claims of several words; `…` ends one that is cut.
+#[test]
+fn every_test_that_a_document_names_exists() {
+    let code: String = all_rust_files().iter().map(|file| file.code.as_str()).collect();
+    let mut failures = Vec::new();
+    for document in paths("docs", "md") {
+        let text = fs::read_to_string(top().join(&document)).unwrap();
+        for name in text.split('`').skip(1).step_by(2) {
+            let stem = name.trim_end_matches('…');
+            let is_test = stem.matches('_').count() >= 4 && stem.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+            let end = if stem.len() == name.len() { "(" } else { "" };
+            if is_test && !code.contains(&format!("fn {stem}{end}")) {
+                failures.push(format!("{}: {name}", document.display()));
+            }
+        }
+    }
+    assert_none("a document names a test that does not exist:", &failures);
+}
+
 #[test]
 fn every_command_in_the_documents_exists() {
     let makefile = fs::read_to_string(top().join("Makefile")).unwrap();
