@@ -31,6 +31,12 @@ pub enum Mutation {
     ShowOldBytes,
     /// Freed blocks are emptied before the commit that frees them.
     PunchBeforeCommit,
+    /// The intent log drops what the older superblock lacks before the newer one is durable.
+    DropEpochEarly,
+    /// A superblock that a dead process wrote is served without being flushed.
+    SkipFlushAtOpen,
+    /// A device that is being made may be changed before it is durable.
+    GiveDeviceEarly,
     /// A record is written before its device is made.
     RecordBeforePool,
     /// Ids are handed out that do not stand in limbo.

@@ -17,6 +17,7 @@ use crate::embedded::{committer, reclaim, trim, view};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{Exporter, NoSpace, Orphan};
 use crate::meta::Metadata;
+use crate::mutation::Mutation;
 use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolStatus, Room, Space, Steady};
 use crate::thin_pool::{Access, ThinPool};
 use crate::units::{ByteCount, DeviceId, METADATA_BLOCK_SIZE, METADATA_BLOCKS_MAX};
@@ -75,7 +76,9 @@ impl EmbeddedPool {
         // A predecessor that was killed may have written its last superblock without the flush behind it: a
         // flush that the kernel asks for again would find nothing to commit, and blocks that only the
         // superblock before still maps would be handed out.
-        metadata_device.flush().map_err(|e| e.doing("open the pool: make its superblock durable"))?;
+        if !Mutation::SkipFlushAtOpen.is_on() {
+            metadata_device.flush().map_err(|e| e.doing("open the pool: make its superblock durable"))?;
+        }
         let recovered = options
             .intent_log
             .as_ref()
@@ -262,8 +265,11 @@ impl ThinPool for EmbeddedPool {
     fn create_thin(&self, id: DeviceId) -> Result<()> {
         let doing = |e: Error| e.doing(format_args!("create device {id}"));
         // Until it is durable: a change of a device that the last commit does not know could not be kept.
-        let _claim = self.claims.claim(&[id]);
+        let mut claim = self.claims.claim(&[id]);
         self.backing.change(|metadata| metadata.create_thin(id)).map_err(doing)?;
+        if Mutation::GiveDeviceEarly.is_on() {
+            claim.give_back(id);
+        }
         self.backing.flush().map_err(doing)
     }
 

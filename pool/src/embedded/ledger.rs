@@ -64,6 +64,9 @@ impl Ledger {
         let frozen = self.metadata.freeze()?;
         if let (Some(log), Some(frozen)) = (&mut self.log, &frozen) {
             log.open_epoch(frozen.fingerprint());
+            if Mutation::DropEpochEarly.is_on() {
+                log.drop_older_epoch();
+            }
         }
         Ok(frozen)
     }
