@@ -17,8 +17,6 @@ use crate::error::{Error, Result};
 const SLEEP_MAX: Duration = Duration::from_secs(5);
 /// Pause after the pool could not be asked or grown.
 const RETRY: Duration = Duration::from_secs(2);
-/// While growth is possible, writes wait at least this long for it.
-const GROWTH_WAIT: Duration = Duration::from_secs(30);
 /// A level is left downwards when so many percent less are in use.
 const HYSTERESIS: u8 = 5;
 
@@ -285,10 +283,7 @@ impl Watcher {
         let can_grow = self.refused.is_none()
             && (self.config.extend_data.is_some_and(|extend| status.data.total < extend.cap)
                 || self.config.extend_metadata.is_some_and(|extend| status.metadata.total < extend.cap));
-        let mut policy = self.config.no_space;
-        if can_grow {
-            policy.wait = policy.wait.max(GROWTH_WAIT);
-        }
+        let policy = self.config.policy(can_grow);
         // Each time: the host may be another one than the last time.
         Ok(self.pool.set_no_space(policy)?)
     }

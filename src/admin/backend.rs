@@ -97,7 +97,7 @@ impl Backend {
                 tracing::warn!(%error, "the pool-host runs another program and was not replaced");
             }
         }
-        host.set_no_space(config.room.no_space)?;
+        host.set_no_space(config.room.first_policy())?;
         let snapshotter = Snapshotter::open(Arc::clone(&host) as _, store.clone(), config.snapshotter.clone())?;
         let recovered = snapshotter.recovered();
         tracing::info!(host = host.info().pid, limbo_drained = recovered.limbo_drained, "opened the pool");
@@ -221,6 +221,7 @@ fn no_pool(config: &Config) -> Error {
 
 fn spawn_options(config: &Config, paths: &PoolPaths) -> SpawnOptions {
     let socket = host_socket_of(&config.run_dir);
+    let policy = config.room.first_policy();
     let args = [
         "pool-host".into(),
         "--data".into(),
@@ -229,6 +230,11 @@ fn spawn_options(config: &Config, paths: &PoolPaths) -> SpawnOptions {
         paths.metadata.clone().into_os_string(),
         "--run-dir".into(),
         config.run_dir.clone().into_os_string(),
+        // Also for the writes that a host finds waiting when it takes over from a dead one.
+        "--no-space-wait-ms".into(),
+        policy.wait.as_millis().to_string().into(),
+        "--no-space-memory".into(),
+        policy.memory.0.to_string().into(),
     ];
     SpawnOptions {
         connect: ConnectOptions { socket, identity: None, handshake_timeout: HANDSHAKE_TIMEOUT, patience: PATIENCE },

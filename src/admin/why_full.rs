@@ -48,7 +48,8 @@ pub(super) fn why_full(backend: &Backend, report: &(dyn Fn(api::Progress) + Sync
     let users = Users::of(backend)?;
     let by_device: HashMap<DeviceId, &Known> = known.iter().map(|known| (known.snapshot.device, known)).collect();
     let status = snapshotter.pool().status()?;
-    let limbo_bytes = measured.devices.iter().filter(|held| limbo.contains(&held.id)).map(|h| h.exclusive.0).sum();
+    // Ids that are kept ready for new snapshots stand in limbo too, without a device.
+    let leaving: Vec<&Holding> = measured.devices.iter().filter(|held| limbo.contains(&held.id)).collect();
     let exclusive: u64 = measured.devices.iter().map(|held| held.exclusive.0).sum();
     let mut holders: Vec<api::SpaceHolder> = measured
         .devices
@@ -78,8 +79,8 @@ pub(super) fn why_full(backend: &Backend, report: &(dyn Fn(api::Progress) + Sync
         metadata_reserve_bytes: status.metadata_reserve.0,
         below: status.room.below.map(space),
         shared_bytes: status.data.used.0.saturating_sub(exclusive).saturating_sub(measured.held.0),
-        limbo_devices: limbo.len() as u64,
-        limbo_bytes,
+        limbo_devices: leaving.len() as u64,
+        limbo_bytes: leaving.iter().map(|held| held.exclusive.0).sum(),
         returning_bytes: status.room.returning.0,
         unpunched_bytes: status.room.unpunched.0,
         held_bytes: measured.held.0,

@@ -1,8 +1,10 @@
 //! The grammar of the command line, and what every `--help` ends with.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use thinsnap_pool::{ByteCount, NoSpace};
 
 use crate::admin::Target;
 use crate::cli::container::ContainerVerb;
@@ -132,4 +134,16 @@ pub struct PoolHostArgs {
     /// Directory for the socket, the lock and the exports
     #[arg(long, value_name = "DIR")]
     pub run_dir: PathBuf,
+    /// How long a write that finds no room waits for some
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pub no_space_wait_ms: u64,
+    /// Bytes that such writes may hold in memory
+    #[arg(long, value_name = "BYTES", default_value_t = NoSpace::default().memory.0)]
+    pub no_space_memory: u64,
+}
+
+impl PoolHostArgs {
+    pub(crate) fn no_space(&self) -> NoSpace {
+        NoSpace { wait: Duration::from_millis(self.no_space_wait_ms), memory: ByteCount(self.no_space_memory) }
+    }
 }

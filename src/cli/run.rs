@@ -20,8 +20,10 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Container(verb) => container::run(verb, &global, output),
         Command::Upgrade(args) => upgrade::run(&args, &global, output),
         Command::Doctor(args) => doctor::run(&args, &global, output),
-        Command::PoolHost(PoolHostArgs { data, metadata, run_dir }) => {
-            serve::pool_host(&PoolPaths { metadata, data }, &run_dir)
+        Command::PoolHost(args) => {
+            let no_space = args.no_space();
+            let PoolHostArgs { data, metadata, run_dir, .. } = args;
+            serve::pool_host(&PoolPaths { metadata, data }, &run_dir, no_space)
         }
     }
 }

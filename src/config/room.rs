@@ -69,6 +69,27 @@ pub struct RoomConfig {
     pub watermarks: Watermarks,
 }
 
+/// While growth is possible, writes wait at least this long for it.
+const GROWTH_WAIT: Duration = Duration::from_secs(30);
+
+impl RoomConfig {
+    /// What a pool shall do with writes that find no room, while it can or can no longer grow.
+    #[must_use]
+    pub fn policy(&self, can_grow: bool) -> NoSpace {
+        let mut policy = self.no_space;
+        if can_grow {
+            policy.wait = policy.wait.max(GROWTH_WAIT);
+        }
+        policy
+    }
+
+    /// The same for a pool-host that starts: before its first requests, and those that a dead one left waiting.
+    #[must_use]
+    pub fn first_policy(&self) -> NoSpace {
+        self.policy(self.extend_data.is_some() || self.extend_metadata.is_some())
+    }
+}
+
 /// Percent in use at which an event is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Watermarks {

@@ -20,8 +20,8 @@ const MIB: u64 = 1 << 20;
 const WRITERS: u32 = 8;
 /// The devices that take and give back what is left beside the writers.
 const BALLAST: [u32; 2] = [100, 101];
-const POOL: u64 = 88 * MIB;
-const POOL_MAX: u64 = 104 * MIB;
+const POOL: u64 = 112 * MIB;
+const POOL_MAX: u64 = 136 * MIB;
 /// Each file system; together they are larger than the pool.
 const SIZE: u64 = 64 * MIB;
 /// Files of one writer.
@@ -236,13 +236,18 @@ fn root_cycles_of_a_pool_that_fills_up_and_gets_room_lose_no_flushed_byte() {
                 std::thread::park_timeout(Duration::from_millis(5));
             }
             let mean = make_room(&client, &mut random);
+            let room_made = Instant::now();
             *means.entry(mean).or_default() += 1;
             stop.store(true, Ordering::SeqCst);
             while lanes.iter().any(|lane| !lane.is_finished()) {
                 // What was given back may not have been enough for all that wait.
                 let waiting = client.status().unwrap().room.waiting_writes;
-                if waiting > 0 && cycle_begun.elapsed() > Duration::from_secs(2) {
+                if waiting > 0 && room_made.elapsed() > Duration::from_millis(500) {
                     BALLAST.iter().for_each(|id| drop_device(&client, *id, true));
+                }
+                // Or all that there is.
+                if waiting > 0 && room_made.elapsed() > Duration::from_secs(1) {
+                    client.set_no_space(NoSpace::default()).unwrap();
                 }
                 assert!(cycle_begun.elapsed() < CYCLE_MAX, "cycle {cycle}: writers hang after {mean}");
                 std::thread::park_timeout(Duration::from_millis(2));

@@ -1,10 +1,11 @@
 //! Writes that wait for room, through real block devices: nobody stands behind them.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use thinsnap_pool::{Access, ByteCount, HostClient, NoSpace, PoolMode, ThinPool};
+use thinsnap_pool::{Access, ByteCount, HostClient, HostKeeper, NoSpace, NoStore, PoolMode, StopOutcome, ThinPool};
 
 use crate::disk::{BLOCK, Disk, device};
 use crate::host_process::{HostDir, process};
@@ -256,33 +257,43 @@ fn steady_now(client: &HostClient) -> thinsnap_pool::Steady {
     thinsnap_pool::Steady { mode, data_room: any, metadata_room: any, writes_wait: false }
 }
 
+/// The kernel was never answered for the waiting writes: it sends them to the next host.
 #[test]
-fn root_a_killed_host_leaves_a_full_pool_whole() {
+fn root_writes_that_wait_when_their_host_is_killed_are_done_by_the_next() {
     if skipped_without_root() {
         return;
     }
     let dir = HostDir::new(POOL, LONG);
-    let client = dir.host();
-    client.set_no_space(queue_for(LONG)).unwrap();
+    // As the service tells its hosts when it starts them: before the first request reaches them.
+    std::fs::write(dir.path().join("no-space-wait-ms"), LONG.as_millis().to_string()).unwrap();
+    let keeper = HostKeeper::start(dir.spawn_options(), Vec::new(), Arc::new(NoStore)).unwrap();
+    let client = Arc::clone(keeper.client());
     let (one, two) = full_pool(&client);
     one.flush();
     two.flush();
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| one.write_block(300, 7));
-        eventually("it waits", || client.status().unwrap().room.waiting_writes == 1);
+        let writers: Vec<_> = (0..20)
+            .map(|n| {
+                let one = &one;
+                scope.spawn(move || one.write_block(300 + n, 7))
+            })
+            .collect();
+        eventually("they wait", || client.status().unwrap().room.waiting_writes == 20);
         kill(process(&client), Signal::SIGKILL).unwrap();
-        let next = dir.host();
-        // A host that takes the connection over gets the write sent again; one that does not has let it fail.
-        next.set_no_space(queue_for(LONG)).unwrap();
-        next.grow(Some(ByteCount(2 * POOL.0)), None).unwrap();
-        println!("the waiting write after the kill: {:?}", writer.join().unwrap());
+        eventually("they wait for the next host", || {
+            client.status().is_ok_and(|status| status.room.waiting_writes == 20)
+        });
+        assert_eq!(keeper.restarts(), 1);
+        assert_eq!(two.read_block(63), 1);
+        client.grow(Some(ByteCount(2 * POOL.0)), None).unwrap();
+        writers.into_iter().for_each(|writer| writer.join().unwrap().unwrap());
     });
+    (0..20).for_each(|n| assert_eq!(one.read_block(300 + n), 7));
+    (0..192).for_each(|block| assert_eq!(one.read_block(block), 1));
+    (0..64).for_each(|block| assert_eq!(two.read_block(block), 1));
     drop((one, two));
-    let next = dir.host();
-    assert!(next.status().unwrap().data.used.0 >= POOL.0, "what was flushed is there");
-    eventually("the devices are gone", || next.deactivate(device(1)).unwrap() && next.deactivate(device(2)).unwrap());
-    let disk = Disk::open(&next.activate(device(1), SIZE, Access::ReadWrite).unwrap());
-    (0..192).for_each(|block| assert_eq!(disk.read_block(block), 1));
-    drop(disk);
-    end(&dir, &next);
+    eventually("the devices are gone", || {
+        client.deactivate(device(1)).unwrap() && client.deactivate(device(2)).unwrap()
+    });
+    assert_eq!(keeper.close().unwrap(), StopOutcome::Stopping);
 }

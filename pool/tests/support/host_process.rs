@@ -132,6 +132,9 @@ pub(crate) fn be_the_host() {
         }
         let mut options = FuseOptions::new(dir.join("export"));
         options.alive = Some(dir.join("host.alive"));
+        if let Ok(ms) = std::fs::read_to_string(dir.join("no-space-wait-ms")) {
+            options.no_space.wait = Duration::from_millis(ms.parse().unwrap());
+        }
         let exporter: Arc<dyn Exporter> = Arc::new(FuseExporter::begin(options, inherited)?);
         let options = EmbeddedOptions { intent_log: Some(dir.join("intent.log")), ..EmbeddedOptions::default() };
         let pool = open_embedded(&PoolPaths::in_dir(&dir.join("pool")), Arc::clone(&exporter), &options)?;
