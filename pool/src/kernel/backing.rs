@@ -131,6 +131,13 @@ impl Below {
     pub(super) fn let_go(&self) -> Result<()> {
         self.on_file.as_ref().map_or(Ok(()), LastingLoop::detach)
     }
+
+    /// True when no other block device stands on it, and the loop device that was let go has gone.
+    pub(super) fn is_free(&self) -> bool {
+        let holders = std::fs::read_dir(format!("/sys/dev/block/{}/holders", self.number));
+        let held = holders.is_ok_and(|mut holders| holders.next().is_some());
+        !held && self.on_file.as_ref().is_none_or(|bound| !bound.is_bound())
+    }
 }
 
 /// The loop device that stands on the file at `path`, for a message about who has it.

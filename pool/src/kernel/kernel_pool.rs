@@ -225,6 +225,14 @@ impl KernelPool {
         for below in below {
             below.let_go()?;
         }
+        // The pool, too, is out of sight before it has let its devices go; who opens them next must find them free.
+        let free = || {
+            let all = below.iter().all(Below::is_free);
+            Ok(if all { ControlFlow::Break(true) } else { ControlFlow::Continue(false) })
+        };
+        if !News::default().wait(LETTING_GO, OFTEN, free)? {
+            tracing::warn!("the devices below {name} are still held: another program has one of them open");
+        }
         committed
     }
 }

@@ -109,7 +109,7 @@ fn work(
 #[test]
 fn root_a_pool_goes_from_engine_to_engine_and_loses_nothing() {
     let Some(_turn) = turn() else { return };
-    let rounds = std::env::var("THINSNAP_HANDOVERS").map_or(100, |rounds| rounds.parse().unwrap());
+    let rounds = std::env::var("THINSNAP_HANDOVERS").map_or(20, |rounds| rounds.parse().unwrap());
     let seed = std::env::var("THINSNAP_SEED").map_or(1, |seed| seed.parse().unwrap());
     let mut random = Random::new(seed);
     let dir = KernelDir::new();
