@@ -12,12 +12,16 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thinsnap_pool::{BlockSize, ByteCount};
 
+use crate::config::backup::{BACKUP_FIELDS, BackupTable};
 use crate::config::limits::{IMPORT_FIELDS, Number};
 use crate::config::room::{AUTO_EXTEND_FIELDS, POOL_ROOM_FIELDS, RoomTable, WATERMARKS_FIELDS};
 pub use crate::config::room::{AutoExtend, RoomConfig, Share, Watermarks, part};
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{FsType, Space};
 
+mod backup;
+
+pub use backup::BackupConfig;
 pub use limits::Limits;
 
 /// Where pool and records stand if nobody says otherwise.
@@ -122,6 +126,8 @@ pub struct Config {
     pub import: Limits,
     /// A service that finds a living pool-host of another program replaces it at its start.
     pub upgrade_on_start: bool,
+    /// Backups of the metadata.
+    pub backup: BackupConfig,
     /// Log filter, as `tracing` reads it: `info`, `thinsnap=debug`.
     pub log_level: String,
     /// Log format.
@@ -161,6 +167,7 @@ struct File {
     socket: SocketTable,
     floors: FloorsTable,
     import: BTreeMap<String, Number>,
+    backup: BackupTable,
     log: LogTable,
     host: HostTable,
     default: ProfileTable,
@@ -215,8 +222,8 @@ struct ProfileTable {
     size: Option<String>,
 }
 
-const TOP_FIELDS: [&str; 10] =
-    ["root", "run_dir", "pool", "socket", "floors", "import", "log", "default", "snapshotter", "host"];
+const TOP_FIELDS: [&str; 11] =
+    ["root", "run_dir", "pool", "socket", "floors", "backup", "import", "log", "default", "snapshotter", "host"];
 const POOL_FIELDS: [&str; 5] = ["size", "metadata_size", "block_size", "data_device", "metadata_device"];
 const SOCKET_FIELDS: [&str; 4] = ["path", "mode", "group", "snapshots"];
 const FLOORS_FIELDS: [&str; 2] = ["data", "metadata"];
@@ -289,6 +296,7 @@ impl Config {
             snapshotter,
             import: Limits::of_table(file.import)?,
             upgrade_on_start: file.host.upgrade_on_start.unwrap_or(true),
+            backup: file.backup.check()?,
             log_level: overrides.log_level.or(file.log.level).unwrap_or_else(|| "info".to_owned()),
             log_format: overrides.log_format.or(file.log.format).unwrap_or(LogFormat::Text),
         })
@@ -401,6 +409,7 @@ fn refuse_unknown_fields(table: &toml::Table) -> Result<()> {
         ("socket", &SOCKET_FIELDS),
         ("floors", &FLOORS_FIELDS),
         ("import", &IMPORT_FIELDS),
+        ("backup", &BACKUP_FIELDS),
         ("log", &LOG_FIELDS),
         ("host", &HOST_FIELDS),
         ("default", &PROFILE_FIELDS),

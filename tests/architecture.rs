@@ -29,7 +29,7 @@ const POOL: House = House {
         &["format", "export", "status", "claims"],
         &["meta", "thin_pool"],
         &["embedded", "kernel", "check"],
-        &["host"],
+        &["host", "repair"],
         &["open"],
         &["lib"],
     ],

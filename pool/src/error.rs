@@ -52,12 +52,8 @@ impl ErrorKind {
                 "grow the metadata (thinsnap pool grow --metadata SIZE) or remove unused snapshots"
             }
             Self::ReadOnly => "see `thinsnap pool status` for the reason, then run `thinsnap pool check`",
-            Self::NeedsCheck => {
-                "stop the service, run `thinsnap pool check`, then `thin_check --clear-needs-check-flag` on the metadata"
-            }
-            Self::Corrupt => {
-                "stop the service, copy the metadata file aside and run `thinsnap pool check --metadata FILE` on the copy"
-            }
+            Self::NeedsCheck => "stop the service, run `thinsnap pool check`, then `thinsnap pool repair --apply`",
+            Self::Corrupt => "stop the service; `thinsnap pool repair --dry-run` says what can be saved",
             Self::Unsupported => "run `thinsnap doctor` to see what this machine and this build can do",
             Self::Denied => "run as root, or as a member of the group that owns the socket",
             Self::Invalid => "see --help for the values that are accepted",

@@ -11,6 +11,7 @@ mod kernel;
 mod meta;
 mod mutation;
 mod open;
+mod repair;
 mod status;
 mod thin_pool;
 mod units;
@@ -41,6 +42,11 @@ pub use meta::{
 pub use mutation::Mutation;
 pub use open::{
     CreateOptions, Engine, EngineChoice, PoolPaths, choose_engine, create, intent_log_of, open_embedded, open_kernel,
+};
+pub use repair::{
+    BlockRange, DeviceOutcome, Gap, GapRange, Hints, Needed, Packed, RepairReport, Replacement, Rescued,
+    RestoreOptions, Restored, Sink, block_size_of, clear_needs_check, device_ends, finish_replacement, holds_snapshot,
+    identity_of, is_disk, mend, pack, reconcile, replace_metadata, rescue, restore, unpack,
 };
 pub use status::{
     ChangedRange, DeviceUsage, Holding, Holdings, MetadataView, PoolMode, PoolStatus, Room, Space, Steady,

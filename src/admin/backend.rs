@@ -12,10 +12,12 @@ use std::time::Duration;
 
 use thinsnap_pool::{
     ConnectOptions, DescriptorStore, HostKeeper, NoStore, PoolPaths, Replaced, SpawnOptions, StopOutcome, ThinPool,
+    finish_replacement,
 };
 
+use crate::admin::backups::Backups;
 use crate::admin::metadata::MetadataReader;
-use crate::admin::pool_files::{self, pool_paths_of, private_dir};
+use crate::admin::pool_files::{self, note_of, pool_paths_of, private_dir};
 use crate::admin::run_dir;
 use crate::config::{Config, Limits};
 use crate::container::Containers;
@@ -61,6 +63,7 @@ pub struct Backend {
     root: PathBuf,
     run_dir: PathBuf,
     keeper: HostKeeper,
+    backups: Arc<Backups>,
     snapshotter: Arc<Snapshotter>,
     images: Images,
     import_limits: Limits,
@@ -77,7 +80,7 @@ impl Backend {
     /// As [`Backend::open`], with a place that keeps the pool-host's devices if this process and the host both die.
     pub fn open_keeping(config: &Config, missing: PoolMissing, keeping: Keeping) -> Result<Self> {
         let paths = pool_paths_of(&config.root);
-        let made = pool_files::is_made(&paths)?;
+        let made = pool_files::is_made(&paths)? || note_of(&config.root).exists();
         match (made, missing) {
             (true, _) => pool_files::agree(&paths, &config.pool)?,
             (false, PoolMissing::Create) => pool_files::check_plan(config)?,
@@ -87,6 +90,10 @@ impl Backend {
         if !made {
             pool_files::make(config)?;
             tracing::info!(root = %config.root.display(), "made a pool");
+        }
+        // A replacement of the metadata that was cut short leaves a disk without a pool.
+        if finish_replacement(&note_of(&config.root))? {
+            tracing::info!("finished putting new metadata in its place");
         }
         private_dir(&config.run_dir)?;
         let keeper = HostKeeper::start(spawn_options(config, &paths), keeping.descriptors, keeping.store)?;
@@ -105,7 +112,8 @@ impl Backend {
         let containers = Containers::new(Arc::clone(&snapshotter), store);
         let import_limits = config.import.clone();
         let (root, run_dir) = (config.root.clone(), config.run_dir.clone());
-        Ok(Self { root, run_dir, keeper, snapshotter, images, import_limits, containers })
+        let backups = Arc::new(Backups::new(&root, &config.backup));
+        Ok(Self { root, run_dir, keeper, backups, snapshotter, images, import_limits, containers })
     }
 
     /// The root directory.
@@ -118,6 +126,18 @@ impl Backend {
     #[must_use]
     pub fn metadata(&self) -> MetadataReader {
         MetadataReader::Served { path: pool_paths_of(&self.root).metadata, pool: Arc::clone(self.snapshotter.pool()) }
+    }
+
+    /// The records.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        self.snapshotter.store()
+    }
+
+    /// The backups of the metadata.
+    #[must_use]
+    pub fn backups(&self) -> &Arc<Backups> {
+        &self.backups
     }
 
     /// The snapshotter.
@@ -205,7 +225,7 @@ pub fn create_pool(config: &Config) -> Result<()> {
 }
 
 /// Opens the store. From here to its drop, whoever opens the same root gets `InUse`.
-fn lock_root(root: &Path) -> Result<Store> {
+pub(super) fn lock_root(root: &Path) -> Result<Store> {
     private_dir(root)?;
     Store::open(&root.join("store.redb")).map_err(|error| match error.kind() {
         ErrorKind::InUse => error.advise("another process has it open: if it is a service, name its --socket"),

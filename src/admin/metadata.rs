@@ -11,7 +11,9 @@ use thinsnap_pool::{
 };
 
 use crate::admin::protocol::api;
+use crate::admin::store_check::judge_store;
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::Reader;
 
 /// Views that are begun for one answer: a pool gives one up only when metadata is short, or with its host.
 const VIEWS_MAX: u32 = 3;
@@ -21,7 +23,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Metadata that can be read.
 pub enum MetadataReader {
     /// A file or device that nobody writes to.
-    Bare(FileDevice),
+    Bare(Arc<FileDevice>),
     /// That of a pool whose host goes on writing: each answer is of one view.
     Served {
         /// Where the metadata stands.
@@ -35,18 +37,20 @@ impl MetadataReader {
     /// A file or device that nobody writes to. Errors: `NotFound`, `InUse`.
     pub fn bare(path: &Path) -> Result<Self> {
         let real = path.canonicalize().map_err(|error| Error::io(format!("open {}", path.display()), error))?;
-        FileDevice::open_read_only(&real).map(Self::Bare).map_err(|error| match error.kind() {
-            thinsnap_pool::ErrorKind::InUse => {
-                Error::from(error).advise("leave --metadata out: then a consistent view is read while it is in use")
+        FileDevice::open_read_only(&real).map(|device| Self::Bare(Arc::new(device))).map_err(|error| {
+            match error.kind() {
+                thinsnap_pool::ErrorKind::InUse => {
+                    Error::from(error).advise("leave --metadata out: then a consistent view is read while it is in use")
+                }
+                _ => error.into(),
             }
-            _ => error.into(),
         })
     }
 
     /// The metadata of a pool without a service; a pool-host at `host_socket` may be serving it all the same.
     pub fn of_pool(paths: &PoolPaths, host_socket: &Path) -> Result<Self> {
         match FileDevice::open_read_only(&paths.metadata) {
-            Ok(device) => return Ok(Self::Bare(device)),
+            Ok(device) => return Ok(Self::Bare(Arc::new(device))),
             Err(error) if error.kind() == thinsnap_pool::ErrorKind::InUse => {}
             Err(error) => return Err(error.into()),
         }
@@ -68,7 +72,7 @@ impl MetadataReader {
     /// happens again and again.
     pub fn read<T>(&self, read: &mut dyn FnMut(&dyn BlockDevice) -> Result<T>) -> Result<T> {
         let (path, pool) = match self {
-            Self::Bare(device) => return read(device),
+            Self::Bare(device) => return read(&**device),
             Self::Served { path, pool } => (path, pool),
         };
         for _ in 0..VIEWS_MAX {
@@ -80,19 +84,36 @@ impl MetadataReader {
             .advise("metadata space is short: grow it (thinsnap pool grow --metadata SIZE), then try again"))
     }
 
-    /// Audits it. Errors: `NotFound` if it holds no pool.
-    pub fn check(&self, progress: &(dyn Fn(api::Progress) + Sync)) -> Result<api::PoolCheckReport> {
-        let report = self.read(&mut |device| {
-            Ok(audit(device, &|step| {
+    /// Audits it, and the records against it. Errors: `NotFound` if it holds no pool.
+    pub fn check(
+        &self,
+        store: Option<&Reader>,
+        progress: &(dyn Fn(api::Progress) + Sync),
+    ) -> Result<api::PoolCheckReport> {
+        let (report, findings) = self.read(&mut |device| {
+            let report = audit(device, &|step| {
                 progress(api::Progress {
                     stage: "checking metadata".to_owned(),
                     done: step.checked_blocks,
                     total: step.used_blocks,
                     unit: "blocks".to_owned(),
                 });
-            })?)
+            })?;
+            let sound = report.is_sound() && !report.incomplete;
+            // Against damaged metadata every record would look wrong.
+            let findings = match store.filter(|_| sound) {
+                Some(store) => judge_store(store, device)?,
+                None => Vec::new(),
+            };
+            Ok((report, findings))
         })?;
-        Ok(told(report))
+        let mut told = told(report);
+        for finding in findings {
+            told.sound &= finding.severity != Severity::Damage.to_string();
+            told.damaged |= finding.severity == Severity::Damage.to_string();
+            told.findings.push(finding);
+        }
+        Ok(told)
     }
 
     /// Writes thin_dump's XML. Errors: `NotFound` (no pool; nothing is held), `Corrupt`, `InUse` if the view was
@@ -100,7 +121,7 @@ impl MetadataReader {
     pub fn dump(&self, held: bool, out: &mut dyn Write) -> Result<()> {
         let source = if held { DumpSource::Held } else { DumpSource::Live };
         let (path, pool) = match self {
-            Self::Bare(device) => return Ok(dump(device, source, out)?),
+            Self::Bare(device) => return Ok(dump(&**device, source, out)?),
             Self::Served { path, pool } => (path, pool),
         };
         in_one_view(path, &**pool, &mut |device| Ok(dump(device, source, out)?))?.ok_or_else(|| {
@@ -153,5 +174,5 @@ pub fn verdict(report: &api::PoolCheckReport) -> Result<()> {
     }
     let what = if report.damaged { "the metadata is damaged" } else { "the metadata leaks space" };
     Err(Error::new(ErrorKind::Corrupt, what)
-        .advise("stop the service, copy the metadata aside, then thin_repair (thin-provisioning-tools) from the copy"))
+        .advise("stop the service, then `thinsnap pool repair --dry-run` says what can be saved"))
 }

@@ -1,6 +1,7 @@
 //! Our own gRPC service, which the command line speaks to: over the service's socket or inside its own process.
 
 mod backend;
+mod backups;
 mod client;
 mod container_verbs;
 mod image_verbs;
@@ -9,17 +10,24 @@ mod peer;
 mod pool_files;
 mod pool_verbs;
 mod protocol;
+mod recovery;
 mod run_dir;
 mod server;
 mod snapshot_verbs;
+mod store_check;
 mod stream;
 mod upgrade;
 mod why_full;
 
 pub use backend::{Backend, Keeping, PoolMissing, create_pool, host_socket_of, intent_log_in};
+pub use backups::{Backups, Reason};
 pub use client::{Connection, Target, socket_link_of};
 pub use metadata::{MetadataReader, verdict};
 pub(crate) use peer::require_root;
 pub use pool_files::pool_paths_of;
 pub use protocol::api;
+pub use recovery::{
+    AffectedDevice, LockedPool, Mended, PutBack, RescueRequest, RescueResult, repair_file, restore_to_file,
+};
 pub use server::AdminService;
+pub use store_check::judge_store;

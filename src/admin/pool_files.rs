@@ -23,6 +23,11 @@ pub fn pool_paths_of(root: &Path) -> PoolPaths {
     PoolPaths { metadata: follow(metadata), data: follow(data) }
 }
 
+/// The note of a replacement of the metadata that is under way.
+pub(super) fn note_of(root: &Path) -> PathBuf {
+    root.join("pool").join("metadata.replacing")
+}
+
 /// True if a pool has been made there: its metadata begins with something. A maker that died before the
 /// superblock leaves zeroes, and is made again.
 pub(super) fn is_made(paths: &PoolPaths) -> Result<bool> {

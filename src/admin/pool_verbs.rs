@@ -3,6 +3,7 @@
 use thinsnap_pool::{ByteCount, PoolMode, PoolStatus, Space, ThinPool};
 
 use crate::admin::backend::Backend;
+use crate::admin::backups::Reason;
 use crate::admin::protocol::api;
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::Kind;
@@ -26,7 +27,13 @@ pub(super) fn status(backend: &Backend, request: &api::PoolStatusRequest) -> Res
         }
     }
     let sharing = if request.sharing { Some(sharing(pool, &status)?) } else { None };
-    let warnings = warnings(&status);
+    let mut warnings = warnings(&status);
+    if let Some(failure) = backend.backups().failure() {
+        warnings.push((
+            format!("the last backup of the metadata failed: {failure}"),
+            "make room on the disk of the root, or mend what stands there, then `thinsnap pool backup now`",
+        ));
+    }
     Ok(api::PoolStatusReply {
         root: backend.root().to_string_lossy().into_owned(),
         identity: status.identity.iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -65,6 +72,7 @@ pub(super) fn grow(backend: &Backend, request: &api::PoolGrowRequest) -> Result<
         ));
     }
     let size = |bytes: Option<u64>| bytes.map(ByteCount);
+    backend.backups().try_take(&backend.metadata(), Reason::Before("grow"));
     backend.snapshotter().pool().grow(size(request.data_bytes), size(request.metadata_bytes))?;
     status(backend, &api::PoolStatusRequest { sharing: false })
 }
@@ -146,6 +154,12 @@ fn warnings(status: &PoolStatus) -> Vec<(String, &'static str)> {
         found.push((
             format!("metadata space is nearly full: {} free", status.metadata.free()),
             "thinsnap pool grow --metadata SIZE, or remove what is not needed (thinsnap pool why-full)",
+        ));
+    }
+    if status.metadata_snapshot {
+        found.push((
+            "another tool left a metadata snapshot held: it keeps blocks from coming free".to_owned(),
+            "if nobody uses it: stop the service, then `thinsnap pool repair --apply` releases it",
         ));
     }
     found

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use crate::admin::backend::Backend;
+use crate::admin::backups::Reason;
 use crate::admin::peer::require_root;
 use crate::admin::protocol::api;
 use crate::admin::protocol::api::admin_server::Admin;
 use crate::admin::protocol::api::{image_import_reply, pool_check_reply, pool_why_full_reply};
 use crate::admin::stream::{Pieces, Replies, streamed};
 use crate::admin::{container_verbs, image_verbs, pool_verbs, snapshot_verbs, upgrade, why_full};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::grpc::{BlockingCalls, batches};
 use crate::snapshot::Kind;
 
@@ -102,7 +103,8 @@ impl Admin for AdminService {
         use pool_check_reply::Step;
         let reply = |step| api::PoolCheckReply { step: Some(step) };
         Ok(streamed(&self.backend, &self.calls, "pool check", move |backend, reports| {
-            let report = backend.metadata().check(&|progress| {
+            let store = backend.store().read()?;
+            let report = backend.metadata().check(Some(&store), &|progress| {
                 // An audit is bounded by the metadata's size: it goes on when nobody listens.
                 let _: ControlFlow<()> = reports.latest(reply(Step::Progress(progress)));
             })?;
@@ -119,6 +121,22 @@ impl Admin for AdminService {
             pieces.flush().map_err(|error| Error::io("dump the metadata", error))?;
             Ok(None)
         }))
+    }
+
+    async fn pool_backup_now(&self, request: Request<api::PoolBackupNowRequest>) -> Answer<api::PoolBackup> {
+        require_root("pool backup now", &request)?;
+        self.slow("pool backup now", |backend| {
+            let made = backend.backups().take(&backend.metadata(), Reason::Asked)?;
+            made.ok_or_else(|| Error::new(ErrorKind::Internal, "back up the metadata: nothing was made"))
+        })
+        .await
+    }
+
+    async fn pool_backup_list(
+        &self,
+        _request: Request<api::PoolBackupListRequest>,
+    ) -> Answer<api::PoolBackupListReply> {
+        self.slow("pool backup ls", |backend| Ok(api::PoolBackupListReply { backups: backend.backups().list()? })).await
     }
 
     async fn snapshot_list(&self, request: Request<api::SnapshotListRequest>) -> Answer<Self::SnapshotListStream> {

@@ -1,10 +1,12 @@
 //! The upgrade verb of the admin service: the pool-host is replaced under running containers.
 
 use crate::admin::backend::Backend;
+use crate::admin::backups::Reason;
 use crate::admin::protocol::api;
 use crate::error::Result;
 
 pub(super) fn upgrade(backend: &Backend, request: &api::UpgradeRequest) -> Result<api::UpgradeReply> {
+    backend.backups().try_take(&backend.metadata(), Reason::Before("upgrade"));
     let version = env!("CARGO_PKG_VERSION").to_owned();
     Ok(match backend.replace_host(request.force)? {
         None => api::UpgradeReply { replaced: false, old_version: version.clone(), new_version: version, stall_ms: 0 },

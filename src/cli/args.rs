@@ -11,6 +11,7 @@ use crate::cli::container::ContainerVerb;
 use crate::cli::doctor::DoctorArgs;
 use crate::cli::image::ImageVerb;
 use crate::cli::pool::PoolVerb;
+use crate::cli::recovery::RescueArgs;
 use crate::cli::serve::ServeArgs;
 use crate::cli::snapshot::SnapshotVerb;
 use crate::cli::upgrade::UpgradeArgs;
@@ -111,6 +112,12 @@ pub enum Command {
     /// Replace the pool-host by the service's program while containers run
     #[command(after_help = examples!("systemctl restart thinsnap && thinsnap upgrade", "thinsnap upgrade --force --json"))]
     Upgrade(UpgradeArgs),
+    /// Read one device out of a pool that is too damaged to open
+    #[command(after_help = examples!(
+        "thinsnap rescue 17 --to /mnt/disk17.img --map /mnt/disk17.map",
+        "thinsnap rescue thinsnap/web --to /mnt/web.img --backup metadata-20260131T120000000Z.tsbackup",
+    ))]
+    Rescue(RescueArgs),
     /// Say what this machine can do, what is missing, and how to fix it
     #[command(after_help = examples!("thinsnap doctor", "thinsnap doctor --containerd-config"))]
     Doctor(DoctorArgs),

@@ -18,6 +18,7 @@ use crate::cli::session::{Bar, with_service};
 use crate::config::{Config, Overrides};
 use crate::error::{Error, ErrorKind, Result};
 use crate::grpc::error_of;
+use crate::store::Store;
 
 /// Audits; the answer is the report, the status tells the worst.
 pub(crate) fn check(file: Option<&Path>, global: &Global, output: Output) -> Result<()> {
@@ -25,7 +26,12 @@ pub(crate) fn check(file: Option<&Path>, global: &Global, output: Output) -> Res
     let report = match open(file, global, &target)? {
         Some(metadata) => {
             let bar = Bar::new(output.is_json());
-            metadata.check(&|progress| bar.show(&progress))?
+            let store = match file {
+                Some(_) => None,
+                None => records_of(global)?,
+            };
+            let reader = store.as_ref().map(Store::read).transpose()?;
+            metadata.check(reader.as_ref(), &|progress| bar.show(&progress))?
         }
         None => with_service(&target, |mut client| async move {
             let bar = Bar::new(output.is_json());
@@ -120,6 +126,23 @@ fn open(file: Option<&Path>, global: &Global, target: &Target) -> Result<Option<
             _ => error,
         })?;
     Ok(Some(metadata))
+}
+
+/// The records of the pool, if nobody else has them open and they can be read: the metadata is checked without them,
+/// too.
+fn records_of(global: &Global) -> Result<Option<Store>> {
+    let overrides = Overrides { root: global.root.clone(), ..Overrides::default() };
+    let path = Config::load(global.config.as_deref(), overrides)?.root.join("store.redb");
+    if !path.exists() {
+        return Ok(None);
+    }
+    match Store::open(&path) {
+        Ok(store) => Ok(Some(store)),
+        Err(error) => {
+            eprintln!("the records are left out: {error}");
+            Ok(None)
+        }
+    }
 }
 
 fn report_text(report: &api::PoolCheckReport) -> String {

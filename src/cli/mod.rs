@@ -1,5 +1,6 @@
 //! The command line: one file per noun; parses, asks the admin service, renders the answer.
 mod args;
+mod backup;
 mod container;
 mod doctor;
 mod image;
@@ -8,6 +9,7 @@ mod metadata;
 mod mount_here;
 mod output;
 mod pool;
+mod recovery;
 mod render;
 mod run;
 mod serve;

@@ -10,8 +10,10 @@ use thinsnap_pool::ByteCount;
 
 use crate::admin::{api, create_pool, pool_paths_of};
 use crate::cli::args::{Global, examples};
+use crate::cli::backup::{self, BackupVerb};
 use crate::cli::intent_log;
 use crate::cli::output::Output;
+use crate::cli::recovery::{self, RepairArgs, RestoreArgs};
 use crate::cli::render::{clean, percent, size};
 use crate::cli::serve::{PoolLayout, size as parse_size};
 use crate::cli::session::with_service;
@@ -84,6 +86,21 @@ pub enum PoolVerb {
         #[arg(long)]
         yes: bool,
     },
+    /// Back the metadata up, list the backups, put one back
+    #[command(subcommand, arg_required_else_help = true, after_help = examples!(
+        "thinsnap pool backup ls",
+        "thinsnap pool backup now --json",
+    ))]
+    Backup(BackupVerb),
+    /// Put metadata back from thin_dump's XML; the pool must not be in use
+    #[command(after_help = examples!(
+        "thinsnap pool restore pool.xml --yes",
+        "thinsnap pool restore pool.xml --to /tmp/metadata --metadata-size 256M",
+    ))]
+    Restore(RestoreArgs),
+    /// Save what can be saved of damaged metadata; the pool must not be in use
+    #[command(after_help = examples!("thinsnap pool repair --dry-run", "thinsnap pool repair --apply"))]
+    Repair(RepairArgs),
     /// Grow the pool while it is in use; sizes are totals, not additions
     #[command(after_help = examples!("thinsnap pool grow --data 200G", "thinsnap pool grow --metadata 2G --json"))]
     Grow {
@@ -126,6 +143,9 @@ pub(crate) fn run(verb: &PoolVerb, global: &Global, output: Output) -> Result<()
             metadata::write_dump(metadata.as_deref(), *held, file.as_deref(), global, output)
         }
         PoolVerb::DiscardIntentLog { yes } => intent_log::discard(*yes, global, output),
+        PoolVerb::Backup(verb) => backup::run(verb, global, output),
+        PoolVerb::Restore(args) => recovery::restore(args, global, output),
+        PoolVerb::Repair(args) => recovery::repair(args, global, output),
         PoolVerb::Grow { data, metadata } => {
             let request = api::PoolGrowRequest {
                 data_bytes: data.map(|size| size.0),

@@ -77,6 +77,6 @@ pub(crate) fn size(text: &str) -> std::result::Result<ByteCount, String> {
     })
 }
 
-fn block_size(text: &str) -> std::result::Result<BlockSize, String> {
+pub(crate) fn block_size(text: &str) -> std::result::Result<BlockSize, String> {
     BlockSize::from_bytes(size(text)?.0).map_err(|error| error.to_string())
 }

@@ -1,4 +1,5 @@
 //! The service: from a configuration to open sockets, and back down in good order.
+mod backups;
 mod health;
 mod incoming;
 mod log;

@@ -22,7 +22,7 @@ use crate::grpc::{BlockingCalls, MESSAGE_SIZE_MAX, SnapshotsService};
 use crate::serve::incoming::Incoming;
 use crate::serve::notify::SupervisorStore;
 use crate::serve::socket::{Link, Passed, listen_at, passed, stored_name};
-use crate::serve::{health, log, notify};
+use crate::serve::{backups, health, log, notify};
 use crate::watch::RoomWatch;
 
 /// How long calls may take to finish after the signal to stop.
@@ -115,6 +115,7 @@ async fn answer_calls(
     let (reporter, health_service) = tonic_health::server::health_reporter();
     health::register(&reporter).await;
     let following = tokio::spawn(health::follow(reporter, Arc::clone(backend)));
+    let backing_up = tokio::spawn(backups::keep(Arc::clone(backend), config.backup.interval));
 
     let (drain, draining) = tokio::sync::oneshot::channel::<()>();
     let server = Server::builder()
@@ -146,6 +147,7 @@ async fn answer_calls(
         }
     };
     following.abort();
+    backing_up.abort();
     served
 }
 

@@ -128,7 +128,8 @@ impl Service {
         super::leftovers::loops_of(&self.run_dir())
     }
 
-    fn root(&self) -> PathBuf {
+    /// Its root directory.
+    pub(crate) fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
 

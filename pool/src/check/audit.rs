@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::check::preload::preload;
 use crate::check::reader::{Reader, read_superblock};
 use crate::check::report::{Finding, Report, Severity};
 use crate::check::tally::Tally;
@@ -44,6 +45,8 @@ pub(in crate::check) struct Audit<'a> {
     pub(in crate::check) place: String,
     progress: &'a dyn Fn(Progress),
     checked_blocks: u64,
+    /// Blocks that were read before the walk.
+    head_start: u64,
 }
 
 /// Devices of the live or of the held trees: root and record, each if it is there.
@@ -52,23 +55,37 @@ type Devices = BTreeMap<u64, (Option<MetaBlock>, Option<DeviceDetails>)>;
 /// Checks the metadata on `device`, also with the needs_check flag. What is wrong stands in the report. Errors:
 /// `NotFound` if there is no pool, `Io` if block 0 cannot be read.
 pub fn audit(device: &dyn BlockDevice, progress: &dyn Fn(Progress)) -> Result<Report> {
+    audit_used(device, progress).map(|(report, _)| report)
+}
+
+/// The same, and which metadata blocks are in use: each with the number of its references. Nothing is in use where
+/// the superblock says nothing to begin with.
+pub(crate) fn audit_used(device: &dyn BlockDevice, progress: &dyn Fn(Progress)) -> Result<(Report, Tally)> {
     let mut report = Report::default();
     let (superblock, block) = match read_superblock(device) {
         Ok(found) => found,
         Err(error) if error.kind() == ErrorKind::Corrupt => {
             report.incomplete = true;
             report.add(finding(Severity::Damage, Some(SUPERBLOCK), "superblock", error.to_string()));
-            return Ok(report);
+            return Ok((report, Tally::new(0)));
         }
         Err(error) => return Err(error.doing("check the metadata")),
     };
     report.needs_check = superblock.needs_check();
     if !judge_superblock(device, &superblock, &block, &mut report) {
         report.incomplete = true;
-        return Ok(report);
+        return Ok((report, Tally::new(0)));
     }
+    let mut reader = Reader::new(device, superblock.metadata_map.nr_blocks);
+    // Reading is most of the work: it is half of the way, and the walk the other half.
+    let used_blocks = superblock.metadata_map.nr_allocated;
+    let nodes = preload(&reader, &superblock, &|read| {
+        progress(Progress { checked_blocks: read, used_blocks: 2 * used_blocks.max(read) });
+    });
+    let head_start = nodes.len() as u64;
+    reader.offer(nodes);
     let mut audit = Audit {
-        reader: Reader::new(device, superblock.metadata_map.nr_blocks),
+        reader,
         metadata: Tally::new(superblock.metadata_map.nr_blocks),
         data: Tally::new(superblock.data_map.nr_blocks),
         superblock,
@@ -78,9 +95,10 @@ pub fn audit(device: &dyn BlockDevice, progress: &dyn Fn(Progress)) -> Result<Re
         place: String::new(),
         progress,
         checked_blocks: 0,
+        head_start,
     };
     audit.run();
-    Ok(audit.report)
+    Ok((audit.report, audit.metadata))
 }
 
 fn finding(severity: Severity, block: Option<MetaBlock>, path: &str, what: String) -> Finding {
@@ -191,7 +209,10 @@ impl Audit<'_> {
         self.checked_blocks += 1;
         if self.checked_blocks.is_multiple_of(PROGRESS_STEP) {
             let used_blocks = self.superblock.metadata_map.nr_allocated.max(self.checked_blocks);
-            (self.progress)(Progress { checked_blocks: self.checked_blocks, used_blocks });
+            (self.progress)(Progress {
+                checked_blocks: self.head_start + self.checked_blocks,
+                used_blocks: self.head_start + used_blocks,
+            });
         }
     }
 

@@ -1,5 +1,6 @@
 //! Reads metadata blocks of a bare device, verified, without any state of a pool.
 
+use crate::check::preload::Nodes;
 use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Block, Node, SUPERBLOCK, Superblock, TreeKind, zeroed_block};
@@ -9,12 +10,18 @@ use crate::units::{METADATA_BLOCK_SIZE, MetaBlock};
 pub(crate) struct Reader<'a> {
     device: &'a dyn BlockDevice,
     blocks: u64,
+    nodes: Nodes,
 }
 
 impl<'a> Reader<'a> {
     /// A reader of the first `blocks` blocks.
     pub(crate) fn new(device: &'a dyn BlockDevice, blocks: u64) -> Self {
-        Self { device, blocks }
+        Self { device, blocks, nodes: Nodes::new() }
+    }
+
+    /// Nodes that were read beforehand.
+    pub(in crate::check) fn offer(&mut self, nodes: Nodes) {
+        self.nodes = nodes;
     }
 
     /// One block as it is. Errors: `Corrupt` beyond the metadata, `Io`.
@@ -35,7 +42,10 @@ impl<'a> Reader<'a> {
 
     /// A node of a tree of that kind. Errors: `Corrupt`, `Io`.
     pub(crate) fn node(&self, kind: TreeKind, number: MetaBlock) -> Result<Node> {
-        let node = Node::decode(number, &*self.block(number)?)?;
+        let node = match self.nodes.get(&number) {
+            Some(node) => node.clone(),
+            None => Node::decode(number, &*self.block(number)?)?,
+        };
         if !node.is_internal() && node.value_size() != kind.value_size() {
             return Err(Error::new(
                 ErrorKind::Corrupt,

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use crate::format::ENTRIES_PER_BITMAP;
+
 /// How often each block of 0..len was referred to.
 #[derive(Debug)]
 pub(crate) struct Tally {
@@ -31,6 +33,16 @@ impl Tally {
     pub(crate) fn get(&self, block: u64) -> u32 {
         let small = usize::try_from(block).ok().and_then(|at| self.small.get(at)).copied().unwrap_or(0);
         if small == u8::MAX { self.large.get(&block).copied().unwrap_or(u32::from(small)) } else { u32::from(small) }
+    }
+
+    /// The counts, cut off at 255, in pieces of one bitmap each.
+    pub(crate) fn bitmaps(&self) -> impl Iterator<Item = &[u8]> {
+        self.small.chunks(usize::try_from(ENTRIES_PER_BITMAP).expect("16,320"))
+    }
+
+    /// Blocks that were counted `least` times or more, ascending.
+    pub(crate) fn at_least(&self, least: u32) -> Vec<(u64, u32)> {
+        (0..self.len()).map(|block| (block, self.get(block))).filter(|&(_, count)| count >= least).collect()
     }
 
     /// Counts a block once more; `None` beyond the end. Returns the count.

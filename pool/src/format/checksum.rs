@@ -21,9 +21,9 @@ pub(crate) enum BlockKind {
 }
 
 impl BlockKind {
-    const ALL: [Self; 4] = [Self::Superblock, Self::Node, Self::Index, Self::Bitmap];
+    pub(crate) const ALL: [Self; 4] = [Self::Superblock, Self::Node, Self::Index, Self::Bitmap];
 
-    fn salt(self) -> u32 {
+    pub(crate) fn salt(self) -> u32 {
         match self {
             Self::Superblock => 160_774,
             Self::Node => 121_107,
@@ -43,8 +43,13 @@ impl BlockKind {
     }
 }
 
+/// The checksum without a salt.
+pub(crate) fn raw_checksum(block: &Block) -> u32 {
+    !crc32c::crc32c(&block[4..])
+}
+
 fn checksum(kind: BlockKind, block: &Block) -> u32 {
-    !crc32c::crc32c(&block[4..]) ^ kind.salt()
+    raw_checksum(block) ^ kind.salt()
 }
 
 /// Stamps number and checksum: the last thing done to a block before it is written.

@@ -1,6 +1,7 @@
 //! Bytes to structs of the dm-thin format and back; no I/O.
 mod bytes;
 mod checksum;
+mod correct;
 mod details;
 mod mapping;
 mod node;
@@ -9,6 +10,7 @@ mod superblock;
 mod tree_kind;
 
 pub(crate) use bytes::{Block, zeroed_block};
+pub(crate) use correct::correct;
 pub use details::DeviceDetails;
 pub use mapping::Mapping;
 pub(crate) use node::{Node, Value, entries_max};

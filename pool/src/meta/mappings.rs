@@ -58,6 +58,24 @@ impl Metadata {
         Ok(runs)
     }
 
+    /// The first mapped block of a range. Errors: `NotFound`, `Corrupt`, `Io`.
+    pub fn first_mapped(&self, id: DeviceId, range: Range<VirtualBlock>) -> Result<Option<VirtualBlock>> {
+        let device = self.get_device(id, "look for a mapped block")?;
+        let mut first = None;
+        walk(
+            &self.transaction,
+            TreeKind::Mapping,
+            device.root,
+            &(range.start.0..range.end.0),
+            &mut |node, mut entries| {
+                first = entries.next().map(|index| VirtualBlock(node.keys()[index]));
+                Ok(Flow::Stop)
+            },
+        )
+        .map_err(|e| e.doing(format_args!("look for a mapped block of device {id}")))?;
+        Ok(first)
+    }
+
     /// Reserves up to `want` consecutive data blocks (at least one). A reservation lives in memory only: it
     /// ends with `insert` or `release_data`, or with the process. Errors: `OutOfDataSpace` when nothing is
     /// available; `data_space().pending` tells whether a commit would help.

@@ -9,5 +9,7 @@ mod golden;
 mod judges;
 mod model;
 mod promises;
+mod repair;
+mod restore;
 mod story;
 mod surgeon;

@@ -70,6 +70,16 @@ pub(crate) fn thin_dump(image: &[u8], arguments: &[&str]) -> Option<String> {
     Some(String::from_utf8(output.stdout).unwrap())
 }
 
+/// What `thin_dump` of 1.x prints; `None` where it is not at hand.
+pub(crate) fn thin_dump_11(image: &[u8]) -> Option<String> {
+    let folder = tool_folders().into_iter().flatten().next()?;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), image).unwrap();
+    let output = run(Some(&folder), "thin_dump", &[file.path().to_str().unwrap()])?;
+    assert!(output.status.success(), "thin_dump: {}", String::from_utf8_lossy(&output.stderr));
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
 /// What `thin_restore` of PATH makes of a dump, on a device of `size` bytes.
 pub(crate) fn thin_restore(xml: &str, size: usize) -> Option<Vec<u8>> {
     let (input, output) = (tempfile::NamedTempFile::new().unwrap(), tempfile::NamedTempFile::new().unwrap());
