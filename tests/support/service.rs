@@ -13,7 +13,11 @@ use tempfile::TempDir;
 use thinsnap::config::run_dir_of;
 
 use super::leftovers::{clear, left_of};
-use super::process::{ReadySocket, must_say, program, tail, wait_until};
+use super::process::{ReadySocket, must_say, processes_naming, program, tail, wait_until};
+use supervisor::Supervisor;
+
+#[path = "supervisor.rs"]
+mod supervisor;
 
 /// Longest wait for a service to end in good order.
 const END_LIMIT: Duration = Duration::from_secs(60);
@@ -26,6 +30,10 @@ pub(crate) struct Service {
     dir: TempDir,
     config: PathBuf,
     daemon: Option<Child>,
+    /// The program; another file than the one under test plays another version of it.
+    program: PathBuf,
+    /// Keeps descriptors for the service between its lives.
+    supervisor: Option<Supervisor>,
 }
 
 impl Service {
@@ -34,14 +42,53 @@ impl Service {
         let dir = tempfile::Builder::new().prefix("ts-").tempdir().expect("a temporary directory can be made");
         let file = dir.path().join("thinsnap.toml");
         fs::write(&file, config).expect("a configuration can be written");
-        let mut service = Self { dir, config: file, daemon: None };
+        let mut service = Self { dir, config: file, daemon: None, program: THINSNAP.into(), supervisor: None };
         service.up();
         service
+    }
+
+    /// From the next start on, a supervisor keeps what the service gives it to keep.
+    pub(crate) fn supervise(&mut self) {
+        self.supervisor = Some(Supervisor::new(&self.dir.path().join("notify")));
+    }
+
+    /// Descriptors that the supervisor keeps.
+    pub(crate) fn stored(&self) -> usize {
+        self.supervisor.as_ref().map_or(0, Supervisor::stored)
+    }
+
+    /// From the next start on, the service is this program.
+    pub(crate) fn set_program(&mut self, program: &Path) {
+        self.program = program.to_owned();
+    }
+
+    /// The file system of the pool-host.
+    pub(crate) fn export(&self) -> PathBuf {
+        self.run_dir().join("export")
+    }
+
+    /// Process id of the service.
+    pub(crate) fn pid(&self) -> u32 {
+        self.daemon.as_ref().expect("a service is running").id()
+    }
+
+    /// The pool-host's process; the youngest if one follows another at this moment.
+    pub(crate) fn host(&self) -> Option<Pid> {
+        let run_dir = self.run_dir().display().to_string();
+        let is_host = |pid: &Pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains("pool-host")
+        };
+        processes_naming(&run_dir).into_iter().filter(is_host).max()
     }
 
     /// Starts the service again after [`Self::stop`] or [`Self::kill`], and waits until it is ready.
     pub(crate) fn up(&mut self) {
         let mut command = self.command();
+        if let Some(supervisor) = &self.supervisor {
+            self.daemon = Some(supervisor.start(&command, &self.log()));
+            return;
+        }
         let ready = ReadySocket::bind(&self.dir.path().join("ready"), &mut command);
         self.daemon = Some(command.spawn().expect("thinsnap can be started"));
         let log = self.log();
@@ -144,7 +191,7 @@ impl Service {
     fn command(&self) -> Command {
         let mut log = File::options();
         let log = log.create(true).append(true).open(self.log()).expect("a log can be opened");
-        let mut command = Command::new(THINSNAP);
+        let mut command = Command::new(&self.program);
         command.arg("serve").arg("--root").arg(self.root()).arg("--socket").arg(self.socket());
         command.args(["--size", "10G"]).arg("--config").arg(&self.config);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
@@ -164,6 +211,8 @@ impl Drop for Service {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
+        // A connection that only the supervisor holds would keep everybody waiting who comes near it.
+        drop(self.supervisor.take());
         clear(&self.run_dir());
         clear(self.dir.path());
         let _ = fs::remove_dir_all(self.run_dir());

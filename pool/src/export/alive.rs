@@ -3,6 +3,9 @@
 //! A killed process is not gone at once: what its rings had in flight may still land on the data device, over what a
 //! successor wrote meanwhile. So whoever serves holds this lock, and every ring has the open file in its table: the
 //! lock goes when the last of them is torn down, after the last operation. A successor touches nothing before that.
+//!
+//! Who waits for the lock holds another one, so that of several successors one waits at a time: what it does for a
+//! dying predecessor meanwhile, nobody else can be serving already.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, RawFd};
@@ -27,16 +30,18 @@ impl Alive {
     /// `wait`.
     pub(super) fn acquire(path: &Path, wait: Duration, mut meanwhile: impl FnMut(bool) -> Result<()>) -> Result<Self> {
         let doing = format!("take the lock {}", path.display());
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(path)
-            .map_err(|e| Error::io(&doing, e))?;
-        let taken = lock_in_time(&file, Instant::now() + wait, || meanwhile(!holder_lives(&file)));
+        let open = |path: &Path| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+            options.open(path).map_err(|e| Error::io(&doing, e))
+        };
+        let deadline = Instant::now() + wait;
+        let file = open(path)?;
+        let turn = open(&path.with_extension("next"))?;
+        if !lock_in_time(&turn, deadline, || Ok(())).map_err(|e| e.doing(&doing))? {
+            return Err(Error::new(ErrorKind::InUse, format!("{doing}: another process is waiting for it")));
+        }
+        let taken = lock_in_time(&file, deadline, || meanwhile(!holder_lives(&file)));
         if !taken.map_err(|e| e.doing(&doing))? {
             let pid = holder(&file).map_or(0, |(pid, _)| pid);
             return Err(Error::new(

@@ -3,6 +3,10 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+
+use crate::device::is_living;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::client::ConnectOptions;
 use crate::host::protocol::{
@@ -40,6 +44,10 @@ pub(super) fn shake_hands(options: &ConnectOptions) -> Result<Handshake> {
     let doing = format!("connect to the pool host at {}", options.socket.display());
     let mut stream = UnixStream::connect(&options.socket)
         .map_err(|e| Error::with_source(ErrorKind::Unavailable, doing.clone(), e))?;
+    if !listener_lives(&stream) {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        return Err(Error::with_source(ErrorKind::Unavailable, format!("{doing}: it is dying"), refused));
+    }
     let talk = |stream: &mut UnixStream| -> io::Result<Option<Vec<u8>>> {
         stream.set_read_timeout(Some(options.handshake_timeout))?;
         stream.set_write_timeout(Some(options.handshake_timeout))?;
@@ -66,4 +74,12 @@ pub(super) fn shake_hands(options: &ConnectOptions) -> Result<Handshake> {
         }
         _ => Ok(Handshake::Ready(stream, info)),
     }
+}
+
+/// False if the process that listens is killed but not gone: while one of its threads is inside the kernel its socket
+/// still takes connections, which nobody will ever serve.
+pub(super) fn listener_lives(stream: &UnixStream) -> bool {
+    let peer = getsockopt(stream, PeerCredentials).ok().and_then(|peer| u32::try_from(peer.pid()).ok());
+    // A process that cannot be seen from here has no number.
+    peer.is_none_or(|pid| pid == 0 || is_living(pid, None))
 }

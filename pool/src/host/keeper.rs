@@ -387,7 +387,7 @@ fn replace(options: &SpawnOptions, program: &std::path::Path, hosts: &mut Hosts)
     let since = Instant::now();
     control.hand_over().map_err(doing)?;
     hosts.descriptors = descriptors;
-    let pid = match waiting.finish() {
+    let pid = match waiting.finish(options) {
         Ok(pid) => {
             hosts.program = program.to_path_buf();
             pid

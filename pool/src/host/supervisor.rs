@@ -96,11 +96,15 @@ pub(super) fn look_for_any(options: &SpawnOptions) -> Result<(Living, u32)> {
     }
 }
 
-/// Starts a host and waits until it is ready; with `descriptors` it takes over what they belong to. Returns its
-/// process id.
+/// Starts a host and waits until it is ready, or another one is; with `descriptors` it takes over what they belong to.
+/// Returns the process id of the one that serves.
 pub(super) fn start(options: &SpawnOptions, program: &Path, descriptors: &[OwnedFd]) -> Result<u32> {
-    Starting::begin(options, program, descriptors)?.finish()
+    Starting::begin(options, program, descriptors)?.finish(options)
 }
+
+/// How often a starter looks whether a host that somebody else started is ready first: a starter that was killed may
+/// have left one on its way.
+const OTHER_LOOK: Duration = Duration::from_millis(100);
 
 /// True if nobody listens at the socket, as opposed to somebody whom we do not understand.
 fn is_absence(error: &Error) -> bool {
@@ -186,8 +190,16 @@ impl Starting {
         }
     }
 
-    /// Waits until it is ready; returns its process id.
-    pub(super) fn finish(mut self) -> Result<u32> {
+    /// Waits until it is ready, or another host is and this one is not needed; returns the process id of the one that
+    /// serves.
+    pub(super) fn finish(mut self, options: &SpawnOptions) -> Result<u32> {
+        let own = self.process.as_ref().map_or(0, Child::id);
+        while Instant::now() < self.deadline && !wait_readable(&self.report, Instant::now() + OTHER_LOOK)? {
+            match shake_hands(&options.connect) {
+                Ok(Handshake::Ready(_, info)) if info.pid != own => return Ok(info.pid),
+                _ => {}
+            }
+        }
         self.wait_ready()?;
         let Some(process) = self.process.take() else { return Ok(0) };
         let pid = process.id();
