@@ -1,7 +1,7 @@
 //! Writes seeds that are made, not kept: `seeds DIR` puts a folder for each target there.
 
 #[path = "../../support/archive.rs"]
-#[expect(dead_code, clippy::unwrap_used, reason = "written for tests, which write archives in more ways")]
+#[expect(clippy::unwrap_used, reason = "written for tests, which may")]
 mod archive;
 #[path = "../../support/archive_hostile.rs"]
 #[expect(dead_code, reason = "what comes of an archive is for tests")]

@@ -4,7 +4,6 @@
 #![cfg(test)]
 
 #[path = "../../support/archive.rs"]
-#[expect(dead_code, reason = "other tests write archives in more ways")]
 mod archive;
 #[path = "../../support/archive_hostile.rs"]
 #[expect(dead_code, reason = "what comes of an archive is for other tests")]
