@@ -199,11 +199,13 @@ fn a_device_belongs_to_nobody_until_its_creation_is_durable() {
         let [one, other] = pools;
         let creating = scope.spawn(move || one.create_thin(id(1)));
         ground.wait_for_a_held_flush();
-        let activating = scope.spawn(move || other.activate(id(1), ByteCount(BLOCK), Access::ReadWrite));
-        assert_eq!(ground.pool().active_path(id(1)).unwrap(), None);
-        assert!(!activating.is_finished(), "the device is in memory and in no commit");
+        let (done, activated) = std::sync::mpsc::channel();
+        scope.spawn(move || done.send(other.activate(id(1), ByteCount(BLOCK), Access::ReadWrite)).unwrap());
+        // Long enough for a call that waits for nothing.
+        let early = activated.recv_timeout(std::time::Duration::from_millis(500));
+        assert!(early.is_err(), "the device is in memory and in no commit");
         ground.hold_flushes(false);
         creating.join().unwrap().unwrap();
-        activating.join().unwrap().unwrap();
+        activated.recv().unwrap().unwrap();
     });
 }
