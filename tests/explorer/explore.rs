@@ -100,10 +100,10 @@ impl Examination {
             self.tally.thin_checked += 1;
             thin_check(images)?;
         }
-        if name % RECOVERED == 0 {
+        if name.is_multiple_of(RECOVERED) {
             self.tally.recovered += 1;
-            let recording = recover(images, expected, has_service(self.seed), name % USED_UP == 0)?;
-            if name % CUT_AGAIN == 0 {
+            let recording = recover(images, expected, has_service(self.seed), name.is_multiple_of(USED_UP))?;
+            if name.is_multiple_of(CUT_AGAIN) {
                 self.cut_again(recording, expected, name)?;
             }
         }

@@ -13,7 +13,7 @@ use crate::tokens::{BLOCK, SECTORS_PER_BLOCK, TOLD_BLOCKS, TOLD_SECTORS};
 
 /// Two sorts of stories take turns: devices of the pool alone, and the snapshotter over them.
 pub(crate) fn has_service(seed: u64) -> bool {
-    seed % 2 == 0
+    seed.is_multiple_of(2)
 }
 
 /// A machine and what happens to it.

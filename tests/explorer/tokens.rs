@@ -11,7 +11,8 @@ pub(crate) const SECTORS_PER_BLOCK: u64 = BLOCK / SECTOR;
 pub(crate) const SECTORS_PER_PAGE: usize = 8;
 pub(crate) const PAGES_PER_BLOCK: u64 = BLOCK / 4096;
 /// Blocks at the start of every device that stories write to; the others stay holes.
-pub(crate) const TOLD_BLOCKS: u64 = 5;
+pub(crate) const TOLD_BLOCKS: u64 = TOLD_SLOTS as u64;
+pub(crate) const TOLD_SLOTS: usize = 5;
 pub(crate) const TOLD_SECTORS: u64 = TOLD_BLOCKS * SECTORS_PER_BLOCK;
 /// What lies on the data device before anybody writes there: another's bytes.
 pub(crate) const FOREIGN: u8 = 0xa5;

@@ -13,13 +13,13 @@ use thinsnap_pool::{DeviceId, DiskImage, Metadata, OpenMode, VirtualBlock, audit
 use crate::disks::{Disks, Still};
 use crate::machine::space;
 use crate::model::Known;
-use crate::tokens::TOLD_BLOCKS;
+use crate::tokens::TOLD_SLOTS;
 
 /// Any block beyond these is mapped by nobody.
 const BLOCKS_LOOKED_AT: u64 = 1 << 20;
 
 /// Data blocks of the blocks that stories write to.
-pub(crate) type Mappings = [Option<u64>; TOLD_BLOCKS as usize];
+pub(crate) type Mappings = [Option<u64>; TOLD_SLOTS];
 
 pub(crate) struct MetadataView {
     pub(crate) devices: BTreeMap<DeviceId, Mappings>,
@@ -58,7 +58,7 @@ fn read_metadata_for(image: &DiskImage, mode: OpenMode) -> Result<MetadataView, 
     let metadata = Metadata::open(device, mode).map_err(|e| e.to_string())?;
     let mut devices = BTreeMap::new();
     for (id, _) in metadata.devices().map_err(|e| e.to_string())? {
-        let mut mappings: Mappings = [None; TOLD_BLOCKS as usize];
+        let mut mappings: Mappings = [None; TOLD_SLOTS];
         let runs = metadata.lookup_range(id, VirtualBlock(0)..VirtualBlock(BLOCKS_LOOKED_AT));
         for run in runs.map_err(|e| e.to_string())? {
             for i in 0..run.len {
