@@ -7,7 +7,7 @@ use std::io::ErrorKind as IoKind;
 use std::path::Path;
 
 /// Files of ours that mean nothing once no pool-host lives.
-const FILES: [&str; 5] = ["host.lock", "host.log", "host.log.old", "host.alive", "service.sock"];
+const FILES: [&str; 6] = ["host.lock", "host.log", "host.log.old", "host.alive", "host.next", "service.sock"];
 /// Directories of ours, empty by then.
 const DIRS: [&str; 2] = ["export", "work"];
 

@@ -56,6 +56,13 @@ impl FuseExporter {
         let mut shown = BTreeMap::new();
         let mut orphans = Vec::new();
         for (orphan, device) in found {
+            if orphan.size.0 == 0 {
+                // The predecessor died while it bound this one: nobody knows its path, and nothing can be on it.
+                tracing::warn!("{} was never finished: letting it go", device.path().display());
+                device.detach().map_err(|e| e.doing(&doing))?;
+                nodes.leave(orphan.id);
+                continue;
+            }
             shown.insert(orphan.id, if orphan.leaving { Shown::Going(device) } else { Shown::Here(device) });
             orphans.push(orphan);
         }

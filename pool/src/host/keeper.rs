@@ -22,8 +22,10 @@ use crate::host::death::{Watched, Woken};
 use crate::host::protocol::StopOutcome;
 use crate::host::supervisor::{Living, SpawnOptions, Starting, lock_start, look_for_any, start};
 
-/// Starts that may fail in a row before the next one waits, and before calls are told that there is trouble.
+/// Starts that may fail in a row before the next one waits.
 const PROMPT_FAILURES: u32 = 3;
+/// How long such a row must last before calls fail at once instead of waiting for its end.
+const TROUBLE_AFTER: Duration = Duration::from_secs(5);
 /// The first wait after that; it doubles.
 const BACKOFF: Duration = Duration::from_millis(100);
 /// The longest wait. The keeper never gives up: whatever stopped the host, I/O goes on when it is mended.
@@ -297,7 +299,8 @@ impl Shared {
 
     fn tell(&self, hosts: &Hosts, failures: u32, error: &Error) {
         let why = format!("no pool host serves, start {failures} failed: {error}");
-        if failures >= PROMPT_FAILURES {
+        let long = hosts.away.as_ref().is_some_and(|(since, _)| since.elapsed() >= TROUBLE_AFTER);
+        if failures >= PROMPT_FAILURES && long {
             tracing::error!("{why}");
             self.client.host_in_trouble(why.clone());
         } else {
