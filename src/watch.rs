@@ -40,7 +40,7 @@ impl Level {
     }
 
     /// Percent in use from which on it is at least this level.
-    fn from_percent(self, marks: Watermarks) -> u8 {
+    fn mark(self, marks: Watermarks) -> u8 {
         match self {
             Self::Normal => 0,
             Self::Warn => marks.warn,
@@ -74,7 +74,7 @@ impl Gauge {
         let reached = |percent: u8| {
             [Level::Full, Level::Critical, Level::Warn]
                 .into_iter()
-                .find(|level| percent >= level.from_percent(marks))
+                .find(|level| percent >= level.mark(marks))
                 .unwrap_or(Level::Normal)
         };
         let now = reached(percent);
@@ -85,11 +85,11 @@ impl Gauge {
     fn steady(self, level: Level, marks: Watermarks, also_at: Option<u8>) -> (ByteCount, ByteCount) {
         let whole = self.whole();
         let next = [Level::Warn, Level::Critical, Level::Full].into_iter().find(|next| *next > level);
-        let up = next.map(|next| next.from_percent(marks)).into_iter().chain(also_at).min();
+        let up = next.map(|next| next.mark(marks)).into_iter().chain(also_at).min();
         let least = up.map_or(0, |up| part(whole, 100 - up).0 + 1);
         let most = match level {
             Level::Normal => u64::MAX,
-            _ => part(whole, 100 - level.from_percent(marks).saturating_sub(HYSTERESIS)).0,
+            _ => part(whole, 100 - level.mark(marks).saturating_sub(HYSTERESIS)).0,
         };
         (ByteCount(least.min(self.room.0)), ByteCount(most.max(self.room.0)))
     }
