@@ -203,8 +203,9 @@ fn a_device_belongs_to_nobody_until_its_creation_is_durable() {
         scope.spawn(move || done.send(other.activate(id(1), ByteCount(BLOCK), Access::ReadWrite)).unwrap());
         // Long enough for a call that waits for nothing.
         let early = activated.recv_timeout(std::time::Duration::from_millis(500));
-        assert!(early.is_err(), "the device is in memory and in no commit");
+        // First of all: a failure waits for both threads.
         ground.hold_flushes(false);
+        assert!(early.is_err(), "the device is in memory and in no commit");
         creating.join().unwrap().unwrap();
         activated.recv().unwrap().unwrap();
     });
