@@ -49,6 +49,14 @@ impl FuseExporter {
         });
         drop(attendant);
         let alive = alive.map_err(|e| e.doing(&doing))?;
+        for (number, file) in devices_below(&dir) {
+            if binding(number).is_some_and(|binding| binding.size == 0) {
+                // The predecessor died while it bound this one: nobody knows its path, and nothing can be on it.
+                let device = LoopDevice::known(number, file);
+                tracing::warn!("{} was never finished: letting it go", device.path().display());
+                device.detach().map_err(|e| e.doing(&doing))?;
+            }
+        }
         // Once more: the predecessor may have finished binding a device on its way out.
         let nodes = Arc::new(Nodes::default());
         nodes.lot.set_policy(options.no_space);
@@ -56,13 +64,6 @@ impl FuseExporter {
         let mut shown = BTreeMap::new();
         let mut orphans = Vec::new();
         for (orphan, device) in found {
-            if orphan.size.0 == 0 {
-                // The predecessor died while it bound this one: nobody knows its path, and nothing can be on it.
-                tracing::warn!("{} was never finished: letting it go", device.path().display());
-                device.detach().map_err(|e| e.doing(&doing))?;
-                nodes.leave(orphan.id);
-                continue;
-            }
             shown.insert(orphan.id, if orphan.leaving { Shown::Going(device) } else { Shown::Here(device) });
             orphans.push(orphan);
         }
