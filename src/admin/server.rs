@@ -134,8 +134,10 @@ impl Admin for AdminService {
 
     async fn pool_backup_list(
         &self,
-        _request: Request<api::PoolBackupListRequest>,
+        request: Request<api::PoolBackupListRequest>,
     ) -> Answer<api::PoolBackupListReply> {
+        // Reads every backup: as `pool check`.
+        require_root("pool backup ls", &request)?;
         self.slow("pool backup ls", |backend| Ok(api::PoolBackupListReply { backups: backend.backups().list()? })).await
     }
 
