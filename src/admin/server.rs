@@ -132,10 +132,7 @@ impl Admin for AdminService {
         .await
     }
 
-    async fn pool_backup_list(
-        &self,
-        request: Request<api::PoolBackupListRequest>,
-    ) -> Answer<api::PoolBackupListReply> {
+    async fn pool_backup_list(&self, request: Request<api::PoolBackupListRequest>) -> Answer<api::PoolBackupListReply> {
         // Reads every backup: as `pool check`.
         require_root("pool backup ls", &request)?;
         self.slow("pool backup ls", |backend| Ok(api::PoolBackupListReply { backups: backend.backups().list()? })).await
