@@ -223,9 +223,12 @@ fn root_fifty_kills_quickly_in_a_row_leave_a_device_that_works() {
     let pool = kept.pool();
     pool.create_thin(device(1)).unwrap();
     let file = open(&pool.activate(device(1), SIZE, Access::ReadWrite).unwrap());
+    let mut last = None;
     for round in 0..50_u8 {
         write_block(&file, u64::from(round), round + 1);
-        // Also on its way up: the process of this moment, whoever that is.
+        // Each one is another process, killed as soon as it is known.
+        eventually("the next host is known", || Some(kept.host()) != last);
+        last = Some(kept.host());
         kill(kept.host(), Signal::SIGKILL).unwrap();
         if round % 3 == 0 {
             assert_eq!(pool.devices().unwrap(), [device(1)]);
