@@ -78,8 +78,8 @@ fn root_a_layer_is_laid_down_up_to_each_limit_and_no_further() {
 
     let headers = Limits { header_bytes: 900, ..limits.clone() };
     let padded = |total: usize| {
-        let records = (0..total).map(|len| pax_records(&[(b"comment".to_vec(), vec![b'x'; len])]));
-        let records = records.filter(|records| records.len() == total).next_back().unwrap();
+        let mut records = (0..total).map(|len| pax_records(&[(b"comment".to_vec(), vec![b'x'; len])]));
+        let records = records.rfind(|records| records.len() == total).unwrap();
         Tar::default().extended(b'x', &records).add(Member::file("f", "x")).end()
     };
     assert_edge("header_bytes", lay_down(&padded(900), &headers), lay_down(&padded(901), &headers));

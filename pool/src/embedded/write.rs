@@ -58,7 +58,8 @@ impl ThinVolume {
     /// Writes `buf` at `offset`. Errors: `OutOfDataSpace`, `OutOfMetadataSpace`, `ReadOnly`, `Io`; what was mapped
     /// before stays as it was. The cells are not held while it waits for room.
     pub(super) fn write_blocks(&self, buf: &[u8], offset: u64, patience: Patience) -> Result<()> {
-        for tries in 0.. {
+        let mut tries = 0;
+        loop {
             let releases = self.backing.pulse.releases();
             let error = match self.write_alone(buf, offset) {
                 Err(e) if matches!(e.kind(), ErrorKind::OutOfDataSpace | ErrorKind::OutOfMetadataSpace) => e,
@@ -77,8 +78,8 @@ impl ThinVolume {
                 }
                 return Err(error);
             }
+            tries += 1;
         }
-        Ok(())
     }
 
     /// One try, with the cells of the blocks held alone.

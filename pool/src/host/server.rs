@@ -83,9 +83,10 @@ fn start(
     if let Err(errno) = setsid() {
         tracing::debug!("stays in the session of its starter: {errno}");
     }
-    // Before any thread is started: all of them inherit it, and the signal is read from a descriptor only.
+    // Before any thread is started: all of them inherit it, and the signal is read from a descriptor only. A write
+    // beyond a limit on file sizes is then an error of that write, and not the end of the process.
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGXFSZ] {
         signals.add(signal);
     }
     signals.thread_block().map_err(|e| Error::io("block signals", e.into()))?;

@@ -182,8 +182,7 @@ impl Ground {
             Arc::new(Mortal { device: Arc::clone(device), life: Arc::clone(&life) }) as Arc<dyn BlockDevice>
         };
         let (device, data) = (mortal(&self.metadata), mortal(&self.data));
-        let options =
-            EmbeddedOptions { intent_log: Some(path), intent_log_records: Some(self.records), ..Default::default() };
+        let options = EmbeddedOptions { intent_log: Some(path), intent_log_records: Some(self.records) };
         self.exporter = DirectExporter::new();
         let metadata = Metadata::open(Arc::clone(&device), OpenMode::ReadWrite)?;
         let pool = EmbeddedPool::with_options(metadata, device, data, Arc::clone(&self.exporter) as _, &options)?;

@@ -21,7 +21,7 @@ fn killed_once(seed: u64, events: usize, behind: bool) -> bool {
         story.step();
     }
     story.kill();
-    story.ground.assert_sound(&format!("killed at event {events}"), events % 20 == 0);
+    story.ground.assert_sound(&format!("killed at event {events}"), events.is_multiple_of(20));
     died
 }
 

@@ -29,7 +29,7 @@ fn write_until_killed(ground: &Ground, blocks: u64, rounds: u64) -> Vec<u64> {
             scope.spawn(move || {
                 for call in 0..2 * blocks * rounds {
                     let block = call % blocks;
-                    let written = if call / blocks % 2 == 0 {
+                    let written = if (call / blocks).is_multiple_of(2) {
                         volume.write_at(&call.to_le_bytes().repeat(64), block * BLOCK + 512)
                     } else {
                         volume.discard(block * BLOCK, BLOCK)
@@ -68,8 +68,9 @@ fn eight_writers_on_a_full_ring_lose_nothing_and_never_hang() {
             for block in 0..BLOCKS {
                 // The last acknowledged call on this block, and the one that was perhaps cut off.
                 let last = (0..done).rev().find(|call| call % BLOCKS == block);
-                let holds =
-                    |call: Option<u64>| call.filter(|call| call / BLOCKS % 2 == 0).map_or([0; 8], u64::to_le_bytes);
+                let holds = |call: Option<u64>| {
+                    call.filter(|call| (call / BLOCKS).is_multiple_of(2)).map_or([0; 8], u64::to_le_bytes)
+                };
                 let mut bytes = [0; 8];
                 volume.read_at(&mut bytes, block * BLOCK + 512).unwrap();
                 let cut_off = (done % BLOCKS == block).then_some(done);
