@@ -343,6 +343,7 @@ fn root_the_pools_verbs_through_the_service() {
         [
             "active_devices",
             "advice",
+            "below",
             "block_size_bytes",
             "data",
             "devices",
@@ -354,6 +355,7 @@ fn root_the_pools_verbs_through_the_service() {
             "metadata_snapshot",
             "mode",
             "reason",
+            "returning_bytes",
             "root",
             "sharing",
             "snapshots_active",
@@ -361,6 +363,9 @@ fn root_the_pools_verbs_through_the_service() {
             "snapshots_view",
             "time",
             "transaction_id",
+            "unpunched_bytes",
+            "waiting_bytes",
+            "waiting_writes",
             "warnings"
         ]
     );
