@@ -186,16 +186,18 @@ async fn fight_for_keys(mut client: Client, mut dice: Dice, end: Instant, layers
             assert!(legal.contains(&status.code()), "{verb} {key} {name}: {status}");
         }
     }
-    for what in ["prize", "trophy"] {
-        for n in 0..4 {
-            // Whoever comes first removes it; trophies wait for the prizes made of them, of other fighters too.
-            let mut left = Some(Code::FailedPrecondition);
-            while left == Some(Code::FailedPrecondition) {
-                left = client.remove(&format!("{what} {n}")).await.err().map(|status| status.code());
-                tokio::task::yield_now().await;
+    // A trophy may have been made on any other: round after round, until none is left. Other fighters remove them too.
+    let mut left = true;
+    while left {
+        left = false;
+        for name in ["prize", "trophy"].iter().flat_map(|what| (0..4).map(move |n| format!("{what} {n}"))) {
+            match client.remove(&name).await.err().map(|status| status.code()) {
+                None | Some(Code::NotFound) => {}
+                Some(Code::FailedPrecondition) => left = true,
+                other => panic!("remove {name}: {other:?}"),
             }
-            assert!(matches!(left, None | Some(Code::NotFound)), "remove {what} {n}: {left:?}");
         }
+        tokio::task::yield_now().await;
     }
 }
 
