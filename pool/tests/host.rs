@@ -295,7 +295,7 @@ fn root_bytes_that_are_no_call_end_their_connection_and_nothing_else() {
     let dir = HostDir::new(POOL, LONG);
     let client = dir.host();
     let socket = dir.path().join("sock");
-    let hello = [12, 0, 0, 0, b't', b'h', b'i', b'n', b'p', b'o', b'o', b'l', 2, 0, 0, 0];
+    let hello = [12, 0, 0, 0, b't', b'h', b'i', b'n', b'p', b'o', b'o', b'l', 3, 0, 0, 0];
     let unknown_call = [4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
     let stories: [(&str, Vec<u8>); 5] = [
         ("no hello", vec![0xaa; 100]),
@@ -318,7 +318,7 @@ fn root_bytes_that_are_no_call_end_their_connection_and_nothing_else() {
     stream.write_all(&[12, 0, 0, 0, b't', b'h', b'i', b'n', b'p', b'o', b'o', b'l', 77, 0, 0, 0]).unwrap();
     let mut welcome = [0; 8];
     stream.read_exact(&mut welcome).unwrap();
-    assert_eq!(welcome[4..], [2, 0, 0, 0]);
+    assert_eq!(welcome[4..], [3, 0, 0, 0]);
     drop(stream);
     HostDir::stop(&client);
 }

@@ -39,6 +39,7 @@ fn turn() -> Option<MutexGuard<'static, ()>> {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_the_kernel_engine_keeps_the_laws() {
     let Some(_turn) = turn() else { return };
     support::laws::run(&|| Box::new(KernelStage::new()) as Box<dyn Stage>);

@@ -104,6 +104,8 @@ impl Backend {
                 tracing::warn!(%error, "the pool-host runs another program and was not replaced");
             }
         }
+        // The service before this one may have been killed with calls on their way.
+        host.outlast_others()?;
         host.set_no_space(config.room.first_policy())?;
         let snapshotter = Snapshotter::open(Arc::clone(&host) as _, store.clone(), config.snapshotter.clone())?;
         let recovered = snapshotter.recovered();

@@ -131,6 +131,15 @@ impl HostClient {
         self.told.notify_all();
     }
 
+    /// Returns when the host has done what other clients had asked for before this one came: for one who takes the
+    /// place of a dead client, whose last calls may still be on their way. Errors: `Unavailable`.
+    pub fn outlast_others(&self) -> Result<()> {
+        match self.try_ask("wait for the calls of a dead client", &Request::OutlastOthers).map_err(|m| m.error)?? {
+            Answer::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Asks the host to detach every device that nobody has open and, if none is left, to end.
     pub fn stop_if_idle(&self) -> Result<StopOutcome> {
         match self.try_ask("stop the pool host", &Request::StopIfIdle).map_err(|missed| missed.error)?? {

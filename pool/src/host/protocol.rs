@@ -96,6 +96,8 @@ pub(super) enum Reception {
 pub(super) enum Request {
     Pool(Call),
     StopIfIdle,
+    /// Wait for the calls on every connection that is older than this one.
+    OutlastOthers,
 }
 
 /// A call on the pool.

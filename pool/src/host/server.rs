@@ -4,7 +4,7 @@
 //! by `SIGTERM` it tries that once and stays if a device is open; with no client for a while it tries it by itself.
 //! So a mounted filesystem never loses the process behind it to a polite request; only SIGKILL does that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{Permissions, remove_file, set_permissions};
 use std::io;
 use std::net::Shutdown;
@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -27,8 +27,8 @@ use crate::export::{Exporter, keep_resident};
 use crate::host::control::{is_control, serve_control};
 use crate::host::peer::check_peer;
 use crate::host::protocol::{
-    Answer, REQUEST_MAX, Reception, StopOutcome, VERSION, receive, receive_frame, send, send_frame, version_of_hello,
-    welcome,
+    Answer, Call, Failure, Outcome, REQUEST_MAX, Reception, Request, StopOutcome, VERSION, receive, receive_frame,
+    send, send_frame, version_of_hello, welcome,
 };
 use crate::host::readiness::{Readiness, receive_inheritance};
 use crate::host::service::Service;
@@ -38,6 +38,8 @@ use crate::thin_pool::ThinPool;
 const CONNECTIONS_MAX: usize = 256;
 /// Longest time for a client to say hello.
 const HELLO_WAIT: Duration = Duration::from_secs(5);
+/// Longest wait for the calls of other clients: of those that died, the longest is a flush on a slow disk.
+const OTHERS_WAIT: Duration = Duration::from_secs(20);
 
 /// How a host process behaves.
 #[derive(Debug, Clone)]
@@ -140,16 +142,68 @@ impl Drop for SocketFile {
 /// Connections that are served.
 struct Connections {
     streams: BTreeMap<u64, (Arc<UnixStream>, JoinHandle<()>)>,
+    /// Of those, the ones with a call that only looks on and may last.
+    lasting: BTreeSet<u64>,
     /// Those whose thread is about to end.
     ended: Vec<JoinHandle<()>>,
     next: u64,
     /// When the last one ended.
     idle_since: Instant,
+    /// Told when a connection ends or its call is one that lasts.
+    changed: Arc<Condvar>,
 }
 
 impl Connections {
     fn new() -> Self {
-        Self { streams: BTreeMap::new(), ended: Vec::new(), next: 0, idle_since: Instant::now() }
+        Self {
+            streams: BTreeMap::new(),
+            lasting: BTreeSet::new(),
+            ended: Vec::new(),
+            next: 0,
+            idle_since: Instant::now(),
+            changed: Arc::default(),
+        }
+    }
+}
+
+/// Where a connection stands among the others.
+struct Place {
+    number: u64,
+    connections: Arc<Mutex<Connections>>,
+}
+
+impl Place {
+    /// Waits until every older connection has ended or has only a call that lasts. A dead client's connection ends with
+    /// the calls that it had sent: whoever comes after it must not meet them half done.
+    fn outlast_others(&self) -> Result<Answer> {
+        let deadline = Instant::now() + OTHERS_WAIT;
+        let mut connections = lock(&self.connections);
+        let changed = Arc::clone(&connections.changed);
+        while connections.streams.keys().any(|n| *n < self.number && !connections.lasting.contains(n)) {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                tracing::warn!("another client stays connected: its calls are not waited for");
+                break;
+            };
+            connections = changed.wait_timeout(connections, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Does a call that may last, which nobody has to wait for.
+    fn lasting(&self, call: impl FnOnce() -> Outcome) -> Outcome {
+        let note = |lasts: bool| {
+            let mut connections = lock(&self.connections);
+            if lasts {
+                connections.lasting.insert(self.number);
+            } else {
+                connections.lasting.remove(&self.number);
+            }
+            connections.changed.notify_all();
+        };
+        note(true);
+        let outcome = call();
+        note(false);
+        outcome
     }
 }
 
@@ -262,7 +316,8 @@ impl Server {
         let crowded = connections.streams.len() >= CONNECTIONS_MAX;
         // The thread leaves the table through the same lock, so it cannot leave before it stands there.
         let thread = std::thread::Builder::new().name(format!("pool-call-{number}")).spawn(move || {
-            if let Err(error) = converse(&service, &own, crowded) {
+            let place = Place { number, connections: Arc::clone(&table) };
+            if let Err(error) = converse(&service, &own, crowded, &place) {
                 tracing::debug!("a connection broke: {error}");
             }
             let mut connections = lock(&table);
@@ -270,6 +325,7 @@ impl Server {
                 connections.ended.push(thread);
             }
             connections.idle_since = Instant::now();
+            connections.changed.notify_all();
             drop(connections);
             service.ring();
         })?;
@@ -335,7 +391,7 @@ fn join(thread: JoinHandle<()>) {
 }
 
 /// One connection: the hello, then calls until its end.
-fn converse(service: &Service, stream: &UnixStream, crowded: bool) -> io::Result<()> {
+fn converse(service: &Service, stream: &UnixStream, crowded: bool, place: &Place) -> io::Result<()> {
     let mut stream = stream;
     stream.set_read_timeout(Some(HELLO_WAIT))?;
     let Some(frame) = receive_frame(&mut stream, REQUEST_MAX)? else { return Ok(()) };
@@ -356,7 +412,11 @@ fn converse(service: &Service, stream: &UnixStream, crowded: bool) -> io::Result
     // A view lives as long as the connection that asked for it: a reader that dies leaves none behind.
     let mut views = Views { service, numbers: Vec::new() };
     while let Some(request) = receive(&mut stream, REQUEST_MAX)? {
-        let outcome = service.answer(request);
+        let outcome = match request {
+            Request::OutlastOthers => place.outlast_others().map_err(|error| Failure::from(&error)),
+            Request::Pool(Call::WaitStatus { .. } | Call::Trim) => place.lasting(|| service.answer(request)),
+            Request::Pool(_) | Request::StopIfIdle => service.answer(request),
+        };
         if let Ok(Answer::View(view)) = &outcome {
             views.numbers.push(view.number);
         }

@@ -132,6 +132,8 @@ impl Service {
     pub(super) fn answer(&self, request: Request) -> Outcome {
         let result = match request {
             Request::StopIfIdle => self.stop_if_idle().map(Answer::Stop),
+            // Waited for where the connections are known.
+            Request::OutlastOthers => Ok(Answer::Done),
             // These last: the end of the host does not wait for them, it interrupts them.
             Request::Pool(call @ (Call::WaitStatus { .. } | Call::Trim)) if !self.is_stopping() => {
                 perform(self.pool.as_ref(), call)

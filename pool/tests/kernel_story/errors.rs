@@ -31,6 +31,7 @@ fn assert_says(error: &Error, kind: ErrorKind, word: &str) {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_one_engine_at_a_time_has_the_pool() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();
@@ -51,6 +52,7 @@ fn root_one_engine_at_a_time_has_the_pool() {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_names_and_tables_of_others_are_left_alone() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();
@@ -87,6 +89,7 @@ fn root_names_and_tables_of_others_are_left_alone() {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_transaction_ids_are_compared() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();
@@ -98,6 +101,7 @@ fn root_transaction_ids_are_compared() {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_a_pool_that_is_not_sound_is_not_given_to_the_kernel() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();
@@ -128,6 +132,7 @@ fn root_a_pool_that_is_not_sound_is_not_given_to_the_kernel() {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_a_pool_that_vanishes_or_breaks_says_so() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();
@@ -173,6 +178,7 @@ fn root_a_pool_that_vanishes_or_breaks_says_so() {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_somebody_elses_pool_is_looked_at_before_it_is_changed() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();

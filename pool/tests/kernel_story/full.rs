@@ -25,6 +25,7 @@ fn write_block(path: &std::path::Path, block: u64) -> std::io::Result<()> {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_a_full_pool_fails_writes_at_once_and_works_again_when_it_has_grown() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();
@@ -51,6 +52,7 @@ fn root_a_full_pool_fails_writes_at_once_and_works_again_when_it_has_grown() {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_writes_wait_for_a_full_pool_to_grow_if_that_is_wanted() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();
@@ -85,6 +87,7 @@ fn root_writes_wait_for_a_full_pool_to_grow_if_that_is_wanted() {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_features_are_what_was_asked_for_and_change_while_it_runs() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();

@@ -107,6 +107,7 @@ fn work(
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_a_pool_goes_from_engine_to_engine_and_loses_nothing() {
     let Some(_turn) = turn() else { return };
     let rounds = std::env::var("THINSNAP_HANDOVERS").map_or(20, |rounds| rounds.parse().unwrap());

@@ -17,6 +17,7 @@ fn id(number: u32) -> DeviceId {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_a_pool_goes_on_without_its_process_and_is_found_again() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();
@@ -44,6 +45,7 @@ fn root_a_pool_goes_on_without_its_process_and_is_found_again() {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_what_a_kill_left_half_done_is_put_right() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();
@@ -82,6 +84,7 @@ fn root_what_a_kill_left_half_done_is_put_right() {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_a_start_that_was_cut_short_is_begun_again() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();
@@ -100,6 +103,7 @@ fn root_a_start_that_was_cut_short_is_begun_again() {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_a_snapshot_of_a_mounted_device_has_all_that_was_synced() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();
@@ -121,6 +125,7 @@ fn root_a_snapshot_of_a_mounted_device_has_all_that_was_synced() {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_unmapped_blocks_show_an_external_device() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();

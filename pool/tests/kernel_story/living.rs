@@ -16,6 +16,7 @@ fn id(number: u32) -> DeviceId {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_usage_lists_and_differences_are_exact_while_others_write_and_flush() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();
@@ -66,6 +67,7 @@ fn root_usage_lists_and_differences_are_exact_while_others_write_and_flush() {
 }
 
 #[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_somebody_elses_metadata_snapshot_is_left_alone_and_does_not_blind_us() {
     let Some(_turn) = turn() else { return };
     let dir = KernelDir::new();
