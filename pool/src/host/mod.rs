@@ -1,5 +1,6 @@
 //! A pool served by a process of its own.
 mod client;
+mod connections;
 mod control;
 mod death;
 mod descriptors;

@@ -4,7 +4,6 @@
 //! by `SIGTERM` it tries that once and stays if a device is open; with no client for a while it tries it by itself.
 //! So a mounted filesystem never loses the process behind it to a polite request; only SIGKILL does that.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{Permissions, remove_file, set_permissions};
 use std::io;
 use std::net::Shutdown;
@@ -12,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,11 +23,12 @@ use nix::unistd::setsid;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{Exporter, keep_resident};
+use crate::host::connections::{Connections, Place, lock};
 use crate::host::control::{is_control, serve_control};
 use crate::host::peer::check_peer;
 use crate::host::protocol::{
-    Answer, Call, Failure, Outcome, REQUEST_MAX, Reception, Request, StopOutcome, VERSION, receive, receive_frame,
-    send, send_frame, version_of_hello, welcome,
+    Answer, Call, REQUEST_MAX, Reception, Request, StopOutcome, VERSION, receive, receive_frame, send, send_frame,
+    version_of_hello, welcome,
 };
 use crate::host::readiness::{Readiness, receive_inheritance};
 use crate::host::service::Service;
@@ -38,8 +38,6 @@ use crate::thin_pool::ThinPool;
 const CONNECTIONS_MAX: usize = 256;
 /// Longest time for a client to say hello.
 const HELLO_WAIT: Duration = Duration::from_secs(5);
-/// Longest wait for the calls of other clients: of those that died, the longest is a flush on a slow disk.
-const OTHERS_WAIT: Duration = Duration::from_secs(20);
 
 /// How a host process behaves.
 #[derive(Debug, Clone)]
@@ -136,74 +134,6 @@ impl Drop for SocketFile {
         if let Err(error) = remove_file(&self.path) {
             tracing::warn!("remove {}: {error}", self.path.display());
         }
-    }
-}
-
-/// Connections that are served.
-struct Connections {
-    streams: BTreeMap<u64, (Arc<UnixStream>, JoinHandle<()>)>,
-    /// Of those, the ones with a call that only looks on and may last.
-    lasting: BTreeSet<u64>,
-    /// Those whose thread is about to end.
-    ended: Vec<JoinHandle<()>>,
-    next: u64,
-    /// When the last one ended.
-    idle_since: Instant,
-    /// Told when a connection ends or its call is one that lasts.
-    changed: Arc<Condvar>,
-}
-
-impl Connections {
-    fn new() -> Self {
-        Self {
-            streams: BTreeMap::new(),
-            lasting: BTreeSet::new(),
-            ended: Vec::new(),
-            next: 0,
-            idle_since: Instant::now(),
-            changed: Arc::default(),
-        }
-    }
-}
-
-/// Where a connection stands among the others.
-struct Place {
-    number: u64,
-    connections: Arc<Mutex<Connections>>,
-}
-
-impl Place {
-    /// Waits until every older connection has ended or has only a call that lasts. A dead client's connection ends with
-    /// the calls that it had sent: whoever comes after it must not meet them half done.
-    fn outlast_others(&self) -> Result<Answer> {
-        let deadline = Instant::now() + OTHERS_WAIT;
-        let mut connections = lock(&self.connections);
-        let changed = Arc::clone(&connections.changed);
-        while connections.streams.keys().any(|n| *n < self.number && !connections.lasting.contains(n)) {
-            let Some(left) = deadline.checked_duration_since(Instant::now()) else {
-                tracing::warn!("another client stays connected: its calls are not waited for");
-                break;
-            };
-            connections = changed.wait_timeout(connections, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        Ok(Answer::Done)
-    }
-
-    /// Does a call that may last, which nobody has to wait for.
-    fn lasting(&self, call: impl FnOnce() -> Outcome) -> Outcome {
-        let note = |lasts: bool| {
-            let mut connections = lock(&self.connections);
-            if lasts {
-                connections.lasting.insert(self.number);
-            } else {
-                connections.lasting.remove(&self.number);
-            }
-            connections.changed.notify_all();
-        };
-        note(true);
-        let outcome = call();
-        note(false);
-        outcome
     }
 }
 
@@ -380,10 +310,6 @@ impl Server {
     }
 }
 
-fn lock(connections: &Mutex<Connections>) -> MutexGuard<'_, Connections> {
-    connections.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn join(thread: JoinHandle<()>) {
     if thread.join().is_err() {
         tracing::error!("a thread of the pool host panicked");
@@ -413,7 +339,7 @@ fn converse(service: &Service, stream: &UnixStream, crowded: bool, place: &Place
     let mut views = Views { service, numbers: Vec::new() };
     while let Some(request) = receive(&mut stream, REQUEST_MAX)? {
         let outcome = match request {
-            Request::OutlastOthers => place.outlast_others().map_err(|error| Failure::from(&error)),
+            Request::OutlastOthers => Ok(place.outlast_others()),
             Request::Pool(Call::WaitStatus { .. } | Call::Trim) => place.lasting(|| service.answer(request)),
             Request::Pool(_) | Request::StopIfIdle => service.answer(request),
         };

@@ -19,7 +19,7 @@ use crate::scratch::scratch;
 /// Longest wait for an answer; whoever lets us wait longer hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The first frame of a client of this version: length, magic, version.
+/// The first frame of a client: length, magic, version. It is for the client to find out that versions differ.
 const HELLO: &[u8] = &[12, 0, 0, 0, b't', b'h', b'i', b'n', b'p', b'o', b'o', b'l', 1, 0, 0, 0];
 
 /// Shows no device, and says that one is open: so no request ends the host.
