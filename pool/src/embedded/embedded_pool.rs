@@ -13,14 +13,14 @@ use crate::embedded::ledger::Ledger;
 use crate::embedded::options::EmbeddedOptions;
 use crate::embedded::replay::{Recovered, recover};
 use crate::embedded::volume::ThinVolume;
-use crate::embedded::{committer, reclaim, trim, view};
+use crate::embedded::{committer, grow, reclaim, trim, view};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{Exporter, NoSpace, Orphan};
 use crate::meta::Metadata;
 use crate::mutation::Mutation;
 use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolStatus, Room, Space, Steady};
 use crate::thin_pool::{Access, ThinPool};
-use crate::units::{ByteCount, DeviceId, METADATA_BLOCK_SIZE, METADATA_BLOCKS_MAX};
+use crate::units::{ByteCount, DeviceId, METADATA_BLOCK_SIZE};
 
 /// Leaves of a deleted device that go at once: about 16,000 mappings, a few milliseconds under the mutex.
 const DELETE_LEAVES: usize = 64;
@@ -224,41 +224,6 @@ impl EmbeddedPool {
         }
         Ok(gone)
     }
-
-    fn grow_data(&self, size: ByteCount) -> Result<()> {
-        let blocks = size.0 / self.backing.block_size.bytes();
-        let total = self.backing.metadata()?.data_space().total;
-        check_growth("data", blocks, total)?;
-        let bytes = self.backing.data_offset(blocks);
-        if blocks > total {
-            if self.backing.data.size() < bytes {
-                self.backing.data.grow(bytes)?;
-            }
-            self.backing.change(|metadata| metadata.grow_data(blocks))?;
-        }
-        Ok(())
-    }
-
-    fn grow_metadata(&self, size: ByteCount) -> Result<()> {
-        let blocks = size.0 / METADATA_BLOCK_SIZE as u64;
-        let total = self.backing.metadata()?.metadata_space().0.total;
-        check_growth("metadata", blocks, total)?;
-        if blocks > METADATA_BLOCKS_MAX {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!("grow the metadata to {blocks} blocks: the format ends at {METADATA_BLOCKS_MAX}"),
-            ));
-        }
-        if blocks > total {
-            let bytes = blocks * METADATA_BLOCK_SIZE as u64;
-            if self.backing.metadata_device.size() < bytes {
-                self.backing.metadata_device.grow(bytes)?;
-            }
-            self.backing.metadata_device.preallocate(total * METADATA_BLOCK_SIZE as u64)?;
-            self.backing.change(|metadata| metadata.grow_metadata(blocks))?;
-        }
-        Ok(())
-    }
 }
 
 impl ThinPool for EmbeddedPool {
@@ -440,8 +405,8 @@ impl ThinPool for EmbeddedPool {
         let _one = lock(&self.growing);
         self.backing.mode.check_changes().map_err(|e| e.doing("grow the pool"))?;
         // Metadata first: a larger data space needs more of it.
-        metadata.map_or(Ok(()), |size| self.grow_metadata(size))?;
-        data.map_or(Ok(()), |size| self.grow_data(size))?;
+        metadata.map_or(Ok(()), |size| grow::grow_metadata(&self.backing, size))?;
+        data.map_or(Ok(()), |size| grow::grow_data(&self.backing, size))?;
         self.backing.flush()?;
         self.backing.room_below();
         self.backing.leave_out_of_space();
@@ -494,16 +459,6 @@ impl Drop for EmbeddedPool {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-fn check_growth(what: &str, blocks: u64, total: u64) -> Result<()> {
-    if blocks < total {
-        return Err(Error::new(
-            ErrorKind::Invalid,
-            format!("grow the {what} to {blocks} blocks: it has {total}, and dm-thin's format cannot shrink"),
-        ));
-    }
-    Ok(())
 }
 
 fn start(name: &str, backing: &Arc<Backing>, run: fn(&Arc<Backing>)) -> Result<JoinHandle<()>> {

@@ -3,6 +3,7 @@ mod backing;
 mod cells;
 mod committer;
 mod embedded_pool;
+mod grow;
 mod intent_format;
 mod intent_log;
 mod intent_record;

@@ -1,5 +1,6 @@
 //! Tar archives, read strictly: where programs disagree about what an archive holds, it is refused.
 mod entry;
+mod fields;
 mod header;
 mod pax;
 mod reader;

@@ -12,7 +12,8 @@ use std::io::{self, BufRead, Read};
 use crate::config::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::tar::entry::{Entry, EntryKind, bad_entry};
-use crate::image::tar::header::{BLOCK_SIZE, Field, Header, bad_block};
+use crate::image::tar::fields::{check_no_content, device_of, kind_of, low_bits, once, one_name, owner, until_nul};
+use crate::image::tar::header::{BLOCK_SIZE, Header, bad_block};
 use crate::image::tar::pax::{self, Pax};
 use crate::image::tar::sparse::{self, Fragment};
 
@@ -401,83 +402,6 @@ impl<R: ArchiveSource> TarReader<R> {
         self.at += bytes;
         Ok(())
     }
-}
-
-/// What a type flag means.
-fn kind_of(flag: u8, path: &[u8]) -> Field<EntryKind> {
-    Ok(match flag {
-        // v7 has no flag for directories.
-        0 if path.ends_with(b"/") => EntryKind::Directory,
-        // 7 is a "contiguous file", which nobody has ever written otherwise than a plain one.
-        b'0' | 0 | b'7' | b'S' => EntryKind::File,
-        b'1' => EntryKind::HardLink,
-        b'2' => EntryKind::Symlink,
-        b'3' => EntryKind::CharDevice,
-        b'4' => EntryKind::BlockDevice,
-        b'5' => EntryKind::Directory,
-        b'6' => EntryKind::Fifo,
-        other => return Err(format!("its type {:?} is not one that an image may hold", char::from(other))),
-    })
-}
-
-/// Programs part ways on members that have content but should not: some pass over the content, some take it for the next
-/// header. Only the size that old programs gave hard links, with nothing behind it, is known and harmless.
-fn check_no_content(kind: EntryKind, block_size: u64, pax_size: Option<u64>) -> Field<()> {
-    let block_size = if kind == EntryKind::HardLink { 0 } else { block_size };
-    match (block_size, pax_size.unwrap_or(0)) {
-        (0, 0) => Ok(()),
-        (size, pax) => Err(format!("it is not a file, but has {} bytes of content", size.max(pax))),
-    }
-}
-
-fn device_of(kind: EntryKind, header: &Header<'_>) -> Field<(u32, u32)> {
-    match kind {
-        EntryKind::CharDevice | EntryKind::BlockDevice => {
-            let (major, minor) = header.device()?;
-            // The kernel's limits: 12 bits of major, 20 of minor.
-            let major = u32::try_from(major).ok().filter(|major| *major < 1 << 12);
-            let minor = u32::try_from(minor).ok().filter(|minor| *minor < 1 << 20);
-            major.zip(minor).ok_or_else(|| "is out of range".to_owned())
-        }
-        EntryKind::File | EntryKind::HardLink | EntryKind::Symlink | EntryKind::Directory | EntryKind::Fifo => {
-            Ok((0, 0))
-        }
-    }
-}
-
-/// An owner's number. The last one is refused because chown(2) takes it for "leave it as it is".
-fn owner(pax: Option<u64>, block: Field<u64>) -> Field<u32> {
-    let number = match pax {
-        Some(number) => number,
-        None => block?,
-    };
-    u32::try_from(number).ok().filter(|n| *n != u32::MAX).ok_or_else(|| format!("its owner {number} is out of range"))
-}
-
-fn low_bits(mode: u64) -> u32 {
-    u32::try_from(mode & 0o7777).expect("twelve bits fit in 32")
-}
-
-/// The name that holds: a pax one or a GNU one; both, and programs differ.
-fn one_name(pax: Option<Vec<u8>>, long: Option<Vec<u8>>, block: impl FnOnce() -> Vec<u8>) -> Field<Vec<u8>> {
-    let name = match (pax, long) {
-        (Some(_), Some(_)) => return Err("a pax and a GNU header both name the next entry".to_owned()),
-        (Some(name), None) | (None, Some(name)) => name,
-        (None, None) => block(),
-    };
-    if name.is_empty() { Err("a name or link target is empty".to_owned()) } else { Ok(name) }
-}
-
-fn once<T>(slot: &mut Option<T>, value: T) -> Field<()> {
-    match slot.replace(value) {
-        None => Ok(()),
-        Some(_) => Err("two extended headers of one kind for one entry".to_owned()),
-    }
-}
-
-fn until_nul(mut data: Vec<u8>) -> Vec<u8> {
-    data.truncate(data.iter().position(|b| *b == 0).unwrap_or(data.len()));
-    data
 }
 
 fn truncated(at: u64) -> Error {
