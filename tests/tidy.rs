@@ -129,35 +129,46 @@ fn children(file: &SourceFile, is_root: bool) -> Vec<PathBuf> {
     let dir = file.path.parent().unwrap();
     let own = if is_root || file.path.ends_with("mod.rs") { dir.to_owned() } else { file.path.with_extension("") };
     let mut found = Vec::new();
-    // Modules with a body here, around the place that is looked at: (name, end of the body).
-    let mut around: Vec<(&str, usize)> = Vec::new();
+    // Modules with a body here, around the place that is looked at: (folder, end of the body).
+    let mut around: Vec<(PathBuf, usize)> = Vec::new();
     for at in find_word(&file.code, "mod") {
         let rest = file.code[at + 3..].trim_start();
         let name = &rest[..rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len())];
         let after = rest[name.len()..].trim_start();
         around.retain(|(_, end)| at < *end);
+        let within = around.last().map_or(&own, |(dir, _)| dir);
+        let written = written_path(&file.text[..at]);
         if after.starts_with(';') {
-            let dir = around.iter().fold(own.clone(), |dir, (outer, _)| dir.join(outer));
-            found.push(dir.join(format!("{name}.rs")));
-            found.push(dir.join(name).join("mod.rs"));
+            match written {
+                Some(written) => found.push(plain(&dir.join(written))),
+                None => found.extend([within.join(format!("{name}.rs")), within.join(name).join("mod.rs")]),
+            }
         } else if after.starts_with('{') {
             let open = file.code.len() - after.len();
-            around.push((name, open + body_len(after)));
+            let room = written.map_or_else(|| within.join(name), |written| plain(&dir.join(written)));
+            around.push((room, open + body_len(after)));
         }
-    }
-    for at in file.text.match_indices("#[path = \"").map(|(at, _)| at) {
-        let written = file.text[at..].split('"').nth(1).unwrap();
-        let mut path = PathBuf::new();
-        for part in dir.join(written).components() {
-            if part.as_os_str() == ".." {
-                path.pop();
-            } else {
-                path.push(part);
-            }
-        }
-        found.push(path);
     }
     found
+}
+
+/// The path in a `#[path = "…"]` at the end of a text that a module's line follows.
+fn written_path(before: &str) -> Option<&str> {
+    let before = before.trim_end().trim_end_matches("pub(crate)").trim_end_matches("pub").trim_end();
+    before.strip_suffix("\"]")?.rsplit_once("#[path = \"").map(|(_, path)| path)
+}
+
+/// A path without `..`.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        if part.as_os_str() == ".." {
+            plain.pop();
+        } else {
+            plain.push(part);
+        }
+    }
+    plain
 }
 
 #[test]

@@ -39,6 +39,17 @@ fn read(device: &dyn BlockDevice, offset: u64, len: u64) -> Vec<u8> {
     buffer
 }
 
+/// Writes block after block until one is refused: how many were taken, and why the next was not.
+fn write_until_refused(volume: &dyn Volume) -> (u64, Error) {
+    let mut written = 0;
+    loop {
+        match volume.write_at(&bytes(BLOCK, 9), written * BLOCK) {
+            Ok(()) => written += 1,
+            Err(error) => return (written, error),
+        }
+    }
+}
+
 fn pool_on(paths: &PoolPaths, data: Option<u64>, metadata: Option<u64>) {
     create(&CreateOptions {
         paths: paths.clone(),
@@ -97,13 +108,7 @@ fn limited_writer() {
     pool.create_thin(id(1)).unwrap();
     pool.activate(id(1), ByteCount(8 * MIB), Access::ReadWrite).unwrap();
     let volume = exporter.open(id(1));
-    let mut written = 0;
-    let error = loop {
-        match volume.write_at(&bytes(BLOCK, 9), written * BLOCK) {
-            Ok(()) => written += 1,
-            Err(error) => break error,
-        }
-    };
+    let (written, error) = write_until_refused(&*volume);
     assert_eq!(written, LIMIT / BLOCK, "{error}");
     assert!(error.to_string().contains("File too large") && error.to_string().contains("pool/data"), "{error}");
     volume.flush().unwrap();
@@ -155,13 +160,7 @@ fn root_a_full_file_system_costs_the_write_that_meets_it_and_heals_with_room() {
     pool.create_thin(id(1)).unwrap();
     pool.activate(id(1), ByteCount(16 * MIB), Access::ReadWrite).unwrap();
     let volume = exporter.open(id(1));
-    let mut written = 0;
-    let error = loop {
-        match volume.write_at(&bytes(BLOCK, 9), written * BLOCK) {
-            Ok(()) => written += 1,
-            Err(error) => break error,
-        }
-    };
+    let (written, error) = write_until_refused(&*volume);
     assert_eq!(error.kind(), ErrorKind::OutOfDataSpace, "{error}");
     assert!(error.to_string().contains(paths.data.to_str().unwrap()), "{error}");
     assert!((50..=64).contains(&written), "{written} blocks found room");

@@ -45,16 +45,21 @@ fn id(number: u32) -> DeviceId {
     DeviceId::new(number).unwrap()
 }
 
-/// A pool that was killed with acknowledged writes in its log, and that log.
-fn killed() -> (Ground, Vec<u8>) {
+/// A pool with five acknowledged writes that only its log knows: no commit comes in between.
+fn unflushed() -> Ground {
     let mut ground = Ground::new(40, 128);
     ground.pool().create_thin(id(1)).unwrap();
-    // No commit comes in between.
     ground.hold_flushes(true);
     ground.pool().activate(id(1), SIZE, Access::ReadWrite).unwrap();
     for block in 0..5 {
         ground.exporter.open(id(1)).write_at(&[7; 512], block * BLOCK).unwrap();
     }
+    ground
+}
+
+/// A pool that was killed with acknowledged writes in its log, and that log.
+fn killed() -> (Ground, Vec<u8>) {
+    let mut ground = unflushed();
     let log = ground.kill();
     assert_eq!(parse_intent_log(&log).unwrap().changes.len(), 5);
     (ground, log)
@@ -182,13 +187,7 @@ fn tools_are_told_what_a_log_means_and_can_set_it_aside() {
 
 #[test]
 fn a_pool_that_went_read_only_keeps_its_log_and_the_next_start_replays_it() {
-    let mut ground = Ground::new(40, 128);
-    ground.pool().create_thin(id(1)).unwrap();
-    ground.hold_flushes(true);
-    ground.pool().activate(id(1), SIZE, Access::ReadWrite).unwrap();
-    for block in 0..5 {
-        ground.exporter.open(id(1)).write_at(&[7; 512], block * BLOCK).unwrap();
-    }
+    let mut ground = unflushed();
     // From here on the devices fail, as a dying disk does.
     ground.kill_in(0, false);
     ground.hold_flushes(false);

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::block_kind::Kind;
 use crate::facts::golden;
-use crate::surgeon::{Kind, kind_of, live_blocks, operate, u64_at};
+use crate::surgeon::{kind_of, live_blocks, operate, u64_at};
 use proptest::prelude::{ProptestConfig, any, prop, proptest};
 use thinsnap_pool::{
     BlockDevice, DataRun, DeviceId, DumpSource, MemoryDevice, Metadata, OpenMode, Severity, VirtualBlock, audit, dump,

@@ -1,5 +1,7 @@
 //! Tests of the metadata through its public face: golden pools, promises, random stories, power cuts, damage.
 #![expect(clippy::unwrap_used, reason = "what supports a test may panic where a test would")]
+#[path = "../support/block_kind.rs"]
+mod block_kind;
 mod crash;
 mod damage;
 mod deep;

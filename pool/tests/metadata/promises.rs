@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use crate::block_kind::Kind;
 use crate::facts::golden;
 use crate::judges::{assert_device_sound, assert_sound, assert_thin_check_accepts, thin_dump, thin_restore};
 use crate::story::mappings;
-use crate::surgeon::{Kind, operate};
+use crate::surgeon::operate;
 use thinsnap_pool::{
     BlockDevice, BlockSize, DataBlock, DataRun, DeviceId, ErrorKind, FormatOptions, MemoryDevice, Metadata, OpenMode,
     VirtualBlock, audit,

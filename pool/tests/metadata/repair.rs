@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::block_kind::Kind;
 use crate::facts::{all, golden};
 use crate::judges::{assert_sound, assert_thin_check_accepts};
 use crate::restore::dumped;
-use crate::surgeon::{Kind, kind_of, live_blocks, operate};
+use crate::surgeon::{kind_of, live_blocks, operate};
 use thinsnap_pool::{
     BlockDevice, BlockRange, BlockSize, DataRun, DeviceId, ErrorKind, FormatOptions, Hints, MemoryDevice, Metadata,
     OpenMode, RepairReport, Severity, VirtualBlock, audit, clear_needs_check, mend,

@@ -1,6 +1,8 @@
 //! What strangers can send: a function a reader, which takes any bytes and must neither panic, hang nor swell.
 mod archive_layer;
 mod archive_layout;
+#[path = "../../../pool/tests/support/block_kind.rs"]
+mod block_kind;
 mod config;
 mod fake_pool;
 mod filter;

@@ -10,6 +10,8 @@ use thinsnap_pool::{
     BlockDevice, DeviceId, DumpSource, Error, ErrorKind, Metadata, OpenMode, Result, VirtualBlock, audit, dump,
 };
 
+use crate::block_kind::Kind;
+
 const BLOCK: usize = 4096;
 const WHOLE: std::ops::Range<VirtualBlock> = VirtualBlock(0)..VirtualBlock(u64::MAX);
 
@@ -19,38 +21,6 @@ const POOLS: [&[u8]; 3] = [
     include_bytes!("../../../pool/tests/golden/06-refcounts-overflow.img.xz"),
     include_bytes!("../../../pool/tests/golden/08-held-metadata-snapshot.img.xz"),
 ];
-
-/// What a block is; each kind has its own salt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Superblock,
-    Node,
-    Index,
-    Bitmap,
-}
-
-impl Kind {
-    const ALL: [Self; 4] = [Self::Superblock, Self::Node, Self::Index, Self::Bitmap];
-
-    fn salt(self) -> u32 {
-        match self {
-            Self::Superblock => 160_774,
-            Self::Node => 121_107,
-            Self::Index => 160_478,
-            Self::Bitmap => 240_779,
-        }
-    }
-
-    /// What a sound block is.
-    fn of(block: &[u8]) -> Option<Self> {
-        let stored = u32::from_le_bytes(block[..4].try_into().expect("four bytes"));
-        Self::ALL.into_iter().find(|kind| sum(block) ^ kind.salt() == stored)
-    }
-}
-
-fn sum(block: &[u8]) -> u32 {
-    !crc32c::crc32c(&block[4..])
-}
 
 /// A pool that changes are laid over.
 struct Pool {
@@ -99,7 +69,7 @@ impl Overlay {
 
     fn seal(&self, number: usize, kind: Kind) {
         if let Some(block) = self.above().get_mut(&number) {
-            let sum = sum(&block[..]) ^ kind.salt();
+            let sum = kind.checksum(&block[..]);
             block[..4].copy_from_slice(&sum.to_le_bytes());
         }
     }

@@ -1,88 +1,27 @@
 //! What only the embedded engine can be asked: its data path, full pools, failing disks, many threads.
 
+// All of this is test code, helpers too: clippy lets tests unwrap.
+#![cfg(test)]
+
+#[path = "../support"]
 mod support {
-    pub mod direct_exporter;
-    pub mod faulty_device;
-    pub mod random;
+    pub(crate) mod direct_exporter;
+    pub(crate) mod faulty_device;
+    pub(crate) mod random;
 }
+mod failing;
+mod ground;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
-use support::direct_exporter::{DirectExporter, Opened};
-use support::faulty_device::FaultyDevice;
+use ground::{BLOCK, Ground, bytes, id, read};
+use support::direct_exporter::DirectExporter;
 use support::random::Random;
 use thinsnap_pool::{
-    Access, BlockDevice, BlockSize, ByteCount, CreateOptions, DeviceId, Direction, EmbeddedOptions, EmbeddedPool,
-    ErrorKind, Extents, FormatOptions, MemoryDevice, Metadata, OpenMode, PoolMode, PoolPaths, ThinPool, Volume,
+    Access, BlockSize, ByteCount, CreateOptions, Direction, ErrorKind, Extents, MemoryDevice, PoolMode, PoolPaths,
+    ThinPool,
 };
-
-const BLOCK: u64 = 64 * 1024;
-
-struct Ground {
-    metadata: Arc<FaultyDevice>,
-    data: Arc<FaultyDevice>,
-    exporter: Arc<DirectExporter>,
-    pool: Arc<EmbeddedPool>,
-}
-
-impl Ground {
-    fn new(blocks: u64) -> Self {
-        Self::with_block_size(blocks, BLOCK)
-    }
-
-    fn with_block_size(blocks: u64, block_size: u64) -> Self {
-        let metadata = MemoryDevice::new(2 << 20);
-        let options = FormatOptions {
-            block_size: BlockSize::from_bytes(block_size).unwrap(),
-            data_blocks: blocks,
-            metadata_blocks: 512,
-            identity: [7; 16],
-        };
-        Metadata::format(&metadata, &options).unwrap();
-        let metadata = Arc::new(FaultyDevice::new(metadata));
-        let bytes = vec![0xa5; usize::try_from(blocks * block_size).unwrap()];
-        let data = Arc::new(FaultyDevice::new(MemoryDevice::from_bytes(bytes)));
-        let exporter = DirectExporter::new();
-        let pool = Self::open(&metadata, &data, &exporter);
-        Self { metadata, data, exporter, pool }
-    }
-
-    fn open(
-        metadata_device: &Arc<FaultyDevice>,
-        data: &Arc<FaultyDevice>,
-        exporter: &Arc<DirectExporter>,
-    ) -> Arc<EmbeddedPool> {
-        let device: Arc<dyn BlockDevice> = Arc::clone(metadata_device) as _;
-        let metadata = Metadata::open(Arc::clone(&device), OpenMode::ReadWrite).unwrap();
-        Arc::new(EmbeddedPool::new(metadata, device, Arc::clone(data) as _, Arc::clone(exporter) as _).unwrap())
-    }
-
-    fn device(&self, number: u32, size: u64) -> Opened {
-        self.pool.create_thin(id(number)).unwrap();
-        self.activate(number, size)
-    }
-
-    fn activate(&self, number: u32, size: u64) -> Opened {
-        self.pool.activate(id(number), ByteCount(size), Access::ReadWrite).unwrap();
-        self.exporter.open(id(number))
-    }
-}
-
-fn id(number: u32) -> DeviceId {
-    DeviceId::new(number).unwrap()
-}
-
-fn bytes(len: u64, value: u8) -> Vec<u8> {
-    vec![value; usize::try_from(len).unwrap()]
-}
-
-fn read(volume: &dyn Volume, offset: u64, len: u64) -> Vec<u8> {
-    let mut buf = bytes(len, 0xee);
-    volume.read_at(&mut buf, offset).unwrap();
-    buf
-}
 
 #[test]
 fn writes_of_new_blocks_read_nothing_and_whole_blocks_copy_nothing() {
@@ -221,157 +160,6 @@ fn a_full_file_system_below_is_out_of_data_space_until_a_write_finds_room() {
     volume.write_at(&bytes(BLOCK, 3), 8 * BLOCK).unwrap();
     assert_eq!(ground.pool.status().unwrap().mode, PoolMode::Write);
     assert_eq!(ground.pool.status().unwrap().data.used.0, 5 * BLOCK, "the failed write holds no block");
-}
-
-#[test]
-fn a_failed_commit_makes_the_pool_read_only_and_the_last_commit_opens_again() {
-    let ground = Ground::new(64);
-    let volume = ground.device(1, 32 * BLOCK);
-    volume.write_at(&bytes(2 * BLOCK, 1), 0).unwrap();
-    volume.flush().unwrap();
-    let (metadata, data) = (ground.metadata.to_bytes(), ground.data.to_bytes());
-    volume.write_at(&bytes(BLOCK, 2), 4 * BLOCK).unwrap();
-    ground.data.flush_fails.store(true, Ordering::SeqCst);
-    assert_eq!(volume.flush().unwrap_err().kind(), ErrorKind::Io);
-    ground.data.flush_fails.store(false, Ordering::SeqCst);
-    assert!(volume.flush().is_err(), "a flush that failed once is not trusted again");
-    let status = ground.pool.status().unwrap();
-    assert_eq!(status.mode, PoolMode::ReadOnly);
-    assert!(status.reason.unwrap().contains("does not answer"));
-    assert_eq!(volume.write_at(&bytes(512, 3), 0).unwrap_err().kind(), ErrorKind::ReadOnly);
-    assert_eq!(ground.pool.create_thin(id(2)).unwrap_err().kind(), ErrorKind::ReadOnly);
-    assert!(read(&*volume, 0, 2 * BLOCK) == bytes(2 * BLOCK, 1));
-    assert!(ground.metadata.to_bytes() == metadata, "nothing was committed");
-
-    let metadata = Arc::new(FaultyDevice::new(MemoryDevice::from_bytes(metadata)));
-    let data = Arc::new(FaultyDevice::new(MemoryDevice::from_bytes(data)));
-    let exporter = DirectExporter::new();
-    let pool = Ground::open(&metadata, &data, &exporter);
-    pool.activate(id(1), ByteCount(32 * BLOCK), Access::ReadWrite).unwrap();
-    assert!(read(&*exporter.open(id(1)), 0, 2 * BLOCK) == bytes(2 * BLOCK, 1));
-}
-
-#[test]
-fn a_failed_write_of_metadata_marks_the_pool_for_a_check() {
-    let ground = Ground::new(64);
-    let volume = ground.device(1, 32 * BLOCK);
-    volume.write_at(&bytes(BLOCK, 1), 0).unwrap();
-    ground.metadata.flush_fails_once.store(true, Ordering::SeqCst);
-    assert_eq!(volume.flush().unwrap_err().kind(), ErrorKind::Io);
-    let image = MemoryDevice::from_bytes(ground.metadata.to_bytes());
-    assert_eq!(Metadata::open(Arc::new(image), OpenMode::ReadWrite).err().unwrap().kind(), ErrorKind::NeedsCheck);
-    let image = MemoryDevice::from_bytes(ground.metadata.to_bytes());
-    assert!(thinsnap_pool::audit(&image, &|_| ()).unwrap().is_sound(), "the last commit is whole");
-}
-
-/// A pool with a device of several leaves, of which nothing is in memory.
-fn nothing_in_memory() -> (Ground, Opened) {
-    let mut ground = Ground::new(600);
-    let volume = ground.device(1, 560 * BLOCK);
-    for block in 0..560 {
-        volume.write_at(&bytes(512, 1), block * BLOCK).unwrap();
-    }
-    volume.flush().unwrap();
-    drop(volume);
-    ground.pool.close().unwrap();
-    ground.pool = Ground::open(&ground.metadata, &ground.data, &ground.exporter);
-    let volume = ground.activate(1, 560 * BLOCK);
-    (ground, volume)
-}
-
-/// Discards the first leaf. It is looked at before the change begins; in the midst of the change a neighbour is read,
-/// to be evened out with it, and that is the read that fails: each try lets one more succeed and stay in memory.
-fn fail_in_the_midst(ground: &Ground, mut discard: impl FnMut() -> bool) {
-    for reads in 0..20 {
-        ground.metadata.reads_left.store(reads.min(1), Ordering::SeqCst);
-        assert!(discard(), "the change needed {reads} reads and none in its midst");
-        if ground.pool.status().unwrap().mode != PoolMode::Write {
-            return;
-        }
-    }
-    panic!("no read of the change lies in its midst");
-}
-
-#[test]
-fn a_read_error_in_the_midst_of_a_change_makes_the_pool_read_only_and_says_why() {
-    let (ground, volume) = nothing_in_memory();
-    fail_in_the_midst(&ground, || match volume.discard(0, 200 * BLOCK) {
-        Ok(()) => false,
-        Err(error) => {
-            assert_eq!(error.kind(), ErrorKind::Io, "{error}");
-            assert!(error.to_string().contains("Input/output error"), "{error}");
-            true
-        }
-    });
-    let status = ground.pool.status().unwrap();
-    assert_eq!(status.mode, PoolMode::ReadOnly);
-    assert!(status.reason.as_ref().unwrap().contains("Input/output error"), "{status:?}");
-    ground.metadata.reads_left.store(u64::MAX, Ordering::SeqCst);
-    for error in [volume.flush().unwrap_err(), ground.pool.create_thin(id(2)).unwrap_err()] {
-        assert!(error.to_string().contains("Input/output error"), "{error}");
-    }
-    assert!(read(&*volume, 500 * BLOCK, 512) == bytes(512, 1), "reading goes on");
-    let image = MemoryDevice::from_bytes(ground.metadata.to_bytes());
-    assert!(thinsnap_pool::audit(&image, &|_| ()).unwrap().is_sound(), "the last commit is whole");
-}
-
-/// Records in the smallest intent log.
-const LOG_RECORDS: u32 = 128;
-
-#[test]
-fn a_commit_that_a_full_intent_log_forces_may_fail_and_nothing_acknowledged_is_lost() {
-    let dir = tempfile::tempdir().unwrap();
-    let options =
-        EmbeddedOptions { intent_log: Some(dir.path().join("intent.log")), intent_log_records: Some(LOG_RECORDS) };
-    let ground = Ground::new(200);
-    ground.pool.close().unwrap();
-    let open = || {
-        let device: Arc<dyn BlockDevice> = Arc::clone(&ground.metadata) as _;
-        let metadata = Metadata::open(Arc::clone(&device), OpenMode::ReadWrite).unwrap();
-        let (data, exporter) = (Arc::clone(&ground.data) as _, DirectExporter::new());
-        let shown = Arc::clone(&exporter) as _;
-        let pool = EmbeddedPool::with_options(metadata, device, data, shown, &options).unwrap();
-        // Nobody but the full log commits.
-        pool.set_commit_period(Duration::from_secs(10_000));
-        (pool, exporter)
-    };
-    let (pool, exporter) = open();
-    pool.create_thin(id(1)).unwrap();
-    pool.activate(id(1), ByteCount(200 * BLOCK), Access::ReadWrite).unwrap();
-    let volume = exporter.open(id(1));
-    ground.data.flush_fails.store(true, Ordering::SeqCst);
-    let written = (0..200).take_while(|&block| volume.write_at(&bytes(BLOCK, 1), block * BLOCK).is_ok()).count() as u64;
-    assert!((1..=u64::from(LOG_RECORDS)).contains(&written), "{written} writes found room in the log");
-    let error = volume.write_at(&bytes(BLOCK, 2), 190 * BLOCK).unwrap_err();
-    assert!(error.to_string().contains("does not answer"), "{error}");
-    let status = pool.status().unwrap();
-    assert_eq!(status.mode, PoolMode::ReadOnly);
-    assert!(status.reason.unwrap().contains("does not answer"));
-    drop((volume, exporter, pool));
-
-    ground.data.flush_fails.store(false, Ordering::SeqCst);
-    let (pool, exporter) = open();
-    pool.activate(id(1), ByteCount(200 * BLOCK), Access::ReadWrite).unwrap();
-    let volume = exporter.open(id(1));
-    assert!(read(&*volume, 0, written * BLOCK) == bytes(written * BLOCK, 1), "an acknowledged write is gone");
-    assert!(read(&*volume, 190 * BLOCK, BLOCK) == bytes(BLOCK, 0));
-    volume.flush().unwrap();
-}
-
-#[test]
-fn a_pool_that_failed_says_so_and_why() {
-    let (ground, volume) = nothing_in_memory();
-    ground.metadata.panics.store(true, Ordering::SeqCst);
-    fail_in_the_midst(&ground, || {
-        let discard = std::panic::AssertUnwindSafe(|| volume.discard(0, 200 * BLOCK));
-        !matches!(std::panic::catch_unwind(discard), Ok(Ok(())))
-    });
-    ground.metadata.reads_left.store(u64::MAX, Ordering::SeqCst);
-    let status = ground.pool.status().unwrap();
-    assert_eq!((status.mode, status.devices), (PoolMode::Fail, 1));
-    assert!(status.reason.unwrap().contains("panicked"));
-    assert_eq!(volume.flush().unwrap_err().kind(), ErrorKind::Io);
-    assert_eq!(volume.write_at(&bytes(512, 1), 0).unwrap_err().kind(), ErrorKind::Io);
 }
 
 /// Mappings far apart cost a leaf each; snapshots make every leaf change cost a copy.
