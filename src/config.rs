@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use thinsnap_pool::{BlockSize, ByteCount};
+use thinsnap_pool::{BlockSize, ByteCount, Engine};
 
 use crate::config::backup::{BACKUP_FIELDS, BackupTable};
 use crate::config::limits::{IMPORT_FIELDS, Number};
@@ -114,6 +114,8 @@ pub struct Config {
     pub root: PathBuf,
     /// Directory for what lives as long as the machine runs: the pool-host's socket, exports, the intent log.
     pub run_dir: PathBuf,
+    /// Who moves the blocks.
+    pub engine: Engine,
     /// The pool.
     pub pool: PoolConfig,
     /// What is done when its room runs short.
@@ -141,6 +143,8 @@ pub struct Overrides {
     pub root: Option<PathBuf>,
     /// `--socket`
     pub socket: Option<PathBuf>,
+    /// `--engine`
+    pub engine: Option<Engine>,
     /// `--size`
     pub size: Option<ByteCount>,
     /// `--metadata-size`
@@ -163,6 +167,7 @@ pub struct Overrides {
 struct File {
     root: Option<PathBuf>,
     run_dir: Option<PathBuf>,
+    engine: Option<String>,
     pool: PoolTable,
     socket: SocketTable,
     floors: FloorsTable,
@@ -222,8 +227,20 @@ struct ProfileTable {
     size: Option<String>,
 }
 
-const TOP_FIELDS: [&str; 11] =
-    ["root", "run_dir", "pool", "socket", "floors", "backup", "import", "log", "default", "snapshotter", "host"];
+const TOP_FIELDS: [&str; 12] = [
+    "root",
+    "run_dir",
+    "engine",
+    "pool",
+    "socket",
+    "floors",
+    "backup",
+    "import",
+    "log",
+    "default",
+    "snapshotter",
+    "host",
+];
 const POOL_FIELDS: [&str; 5] = ["size", "metadata_size", "block_size", "data_device", "metadata_device"];
 const SOCKET_FIELDS: [&str; 4] = ["path", "mode", "group", "snapshots"];
 const FLOORS_FIELDS: [&str; 2] = ["data", "metadata"];
@@ -260,6 +277,11 @@ impl Config {
             group: file.socket.group,
             snapshots: file.socket.snapshots.unwrap_or(SnapshotPeers::Root),
         };
+        let engine = match (overrides.engine, &file.engine) {
+            (Some(engine), _) => engine,
+            (None, Some(word)) => parse_engine(word).map_err(|error| error.doing("field `engine`"))?,
+            (None, None) => Engine::Auto,
+        };
         let block_size = match (overrides.block_size, file.pool.block_size) {
             (Some(size), _) => size,
             (None, Some(text)) => BlockSize::from_bytes(size_field("pool.block_size", &text)?.0)?,
@@ -290,6 +312,7 @@ impl Config {
         Ok(Self {
             root,
             run_dir,
+            engine,
             pool,
             room: file.pool.room.checked()?,
             socket,
@@ -342,6 +365,20 @@ pub fn parse_size(text: &str) -> Result<ByteCount> {
     let part = (u128::from(fraction) << shift) / u128::from(10_u64.pow(places));
     let total = (u128::from(whole) << shift) + part;
     u64::try_from(total).map(ByteCount).map_err(|_| wrong())
+}
+
+/// Who moves the blocks, as people write it: `auto`, `kernel` or `embedded`.
+pub fn parse_engine(word: &str) -> Result<Engine> {
+    match word {
+        "auto" => Ok(Engine::Auto),
+        "kernel" => Ok(Engine::Kernel),
+        "embedded" => Ok(Engine::Embedded),
+        _ => Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("{:?} is no engine", word.chars().take(40).collect::<String>()),
+        )
+        .advise("write auto, kernel or embedded")),
+    }
 }
 
 fn invalid(error: &toml::de::Error) -> Error {

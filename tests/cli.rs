@@ -16,6 +16,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 use support::leftovers::{clear, left_of};
+use support::process::engine;
 use support::service::Service;
 use thinsnap::config::run_dir_of;
 
@@ -25,6 +26,7 @@ fn thinsnap(args: &[&str]) -> Output {
         .args(args)
         .env_remove("THINSNAP_ROOT")
         .env_remove("THINSNAP_SOCKET")
+        .env("THINSNAP_ENGINE", engine())
         .output()
         .expect("the binary runs")
 }
@@ -348,6 +350,7 @@ fn root_the_pools_verbs_through_the_service() {
             "data",
             "devices",
             "engine",
+            "engine_why",
             "identity",
             "limbo",
             "metadata",

@@ -35,7 +35,7 @@ use tonic_health::pb::health_client::HealthClient;
 use client::Client;
 use laws::refused;
 use support::leftovers::{clear, left_of};
-use support::process::wait_until;
+use support::process::{engine, wait_until};
 use support::service::Service;
 use support::socket_client::{SocketClient, channel};
 
@@ -56,6 +56,7 @@ fn can_run(test: &str) -> bool {
 fn serve(root: &Path, socket: &Path) -> Command {
     let mut command = Command::new("timeout");
     command.args(["--signal=KILL", "60", THINSNAP, "serve", "--size", "1G"]);
+    command.arg("--engine").arg(engine());
     command.arg("--root").arg(root).arg("--socket").arg(socket).stdin(Stdio::null());
     command
 }

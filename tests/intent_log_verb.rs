@@ -33,6 +33,7 @@ impl Root {
             .args(args)
             .env_remove("THINSNAP_ROOT")
             .env_remove("THINSNAP_SOCKET")
+            .env("THINSNAP_ENGINE", "embedded")
             .output()
             .unwrap()
     }

@@ -17,6 +17,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use serde_json::Value;
+use support::process::engine;
 use support::service::Service;
 
 const BLOCK: usize = 4096;
@@ -24,6 +25,7 @@ const BLOCK: usize = 4096;
 fn thinsnap(root: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_thinsnap"));
     command.arg("--root").arg(root).args(args).env_remove("THINSNAP_ROOT").env_remove("THINSNAP_SOCKET");
+    command.env("THINSNAP_ENGINE", engine());
     command
 }
 

@@ -10,9 +10,9 @@ use crate::device::{AlignedBuffer, BlockDevice, FileDevice};
 use crate::embedded::{EmbeddedOptions, EmbeddedPool, IntentLogState, intent_log_state, intent_log_state_for};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::Exporter;
-use crate::kernel::{KernelOptions, KernelPool, identity_of, loop_of, probe};
+use crate::kernel::{KernelOptions, KernelPool, identity_of, loop_of, probe, serves, withdraw};
 use crate::meta::{FormatOptions, Metadata, OpenMode, superblock_fingerprint};
-use crate::units::{BlockSize, ByteCount, METADATA_BLOCK_SIZE, METADATA_BLOCKS_MAX, METADATA_BLOCKS_MIN};
+use crate::units::{BlockSize, ByteCount, DeviceId, METADATA_BLOCK_SIZE, METADATA_BLOCKS_MAX, METADATA_BLOCKS_MIN};
 
 /// Bytes of metadata for each data block: what dm-thin's documentation has always recommended.
 const METADATA_BYTES_PER_DATA_BLOCK: u64 = 48;
@@ -93,6 +93,20 @@ pub fn open_kernel(paths: &PoolPaths, options: &KernelOptions) -> Result<Arc<Ker
     let doing = |e: Error| e.doing(format_args!("open the pool in {} for the kernel", paths.metadata.display()));
     options.intent_log.as_ref().map_or(Ok(()), |log| refuse_pending(log, &paths.metadata)).map_err(doing)?;
     KernelPool::open(&paths.metadata, &paths.data, options).map(Arc::new).map_err(doing)
+}
+
+/// True if the kernel serves the pool, whoever told it to: the process may have ended long ago.
+pub fn kernel_serves(paths: &PoolPaths, options: &KernelOptions) -> Result<bool> {
+    serves(&paths.metadata, options)
+        .map_err(|e| e.doing(format_args!("look whether the kernel serves the pool in {}", paths.metadata.display())))
+}
+
+/// Gets the pool from the kernel, for the embedded engine: takes it down in order if the kernel serves it and nobody
+/// has a device of it open, and takes away what a killed opener left half-done. Returns the devices that are open; if
+/// there are any, the kernel goes on. Errors: `InUse` if another process commands the pool.
+pub fn withdraw_from_kernel(paths: &PoolPaths, options: &KernelOptions) -> Result<Vec<DeviceId>> {
+    withdraw([&paths.metadata, &paths.data], options)
+        .map_err(|e| e.doing(format_args!("take the pool in {} from the kernel", paths.metadata.display())))
 }
 
 /// Errors with `InUse` while an intent log holds what the pool's metadata does not: to the kernel, blocks that are in

@@ -5,17 +5,13 @@
 //! pool-host that is alive from an earlier service is adopted, with all that is mounted on it.
 
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use thinsnap_pool::{
-    ConnectOptions, DescriptorStore, HostKeeper, NoStore, PoolPaths, Replaced, SpawnOptions, StopOutcome, ThinPool,
-    finish_replacement,
-};
+use thinsnap_pool::{DescriptorStore, NoStore, Replaced, StopOutcome, finish_replacement};
 
 use crate::admin::backups::Backups;
+use crate::admin::engine::PoolEngine;
 use crate::admin::metadata::MetadataReader;
 use crate::admin::pool_files::{self, note_of, pool_paths_of, private_dir};
 use crate::admin::run_dir;
@@ -25,15 +21,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::Images;
 use crate::snapshotter::Snapshotter;
 use crate::store::Store;
-
-/// Longest wait for a pool-host to open its pool: a metadata device of 16 GiB is read whole.
-const HOST_START_TIMEOUT: Duration = Duration::from_secs(120);
-/// Longest wait for a living host's first answer.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a call whose pool-host dies waits for the next one.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// This very program, also when its file was replaced since it was started: service and pool-host are one version.
-const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// What to do if there is no pool in the root directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +49,7 @@ impl Default for Keeping {
 pub struct Backend {
     root: PathBuf,
     run_dir: PathBuf,
-    keeper: HostKeeper,
+    engine: PoolEngine,
     backups: Arc<Backups>,
     snapshotter: Arc<Snapshotter>,
     images: Images,
@@ -96,26 +83,24 @@ impl Backend {
             tracing::info!("finished putting new metadata in its place");
         }
         private_dir(&config.run_dir)?;
-        let keeper = HostKeeper::start(spawn_options(config, &paths), keeping.descriptors, keeping.store)?;
-        let host = Arc::clone(keeper.client());
-        if config.upgrade_on_start && !is_this_program(host.info().pid) {
-            // The old program goes on serving: nothing is lost by that but what the new one does better.
-            if let Err(error) = keeper.replace() {
-                tracing::warn!(%error, "the pool-host runs another program and was not replaced");
-            }
-        }
-        // The service before this one may have been killed with calls on their way.
-        host.outlast_others()?;
-        host.set_no_space(config.room.first_policy())?;
-        let snapshotter = Snapshotter::open(Arc::clone(&host) as _, store.clone(), config.snapshotter.clone())?;
+        let engine = PoolEngine::start(config, &paths, keeping)?;
+        let pool = engine.pool();
+        pool.set_no_space(config.room.first_policy())?;
+        let snapshotter = Snapshotter::open(pool, store.clone(), config.snapshotter.clone())?;
         let recovered = snapshotter.recovered();
-        tracing::info!(host = host.info().pid, limbo_drained = recovered.limbo_drained, "opened the pool");
+        tracing::info!(
+            engine = engine.name(),
+            host = engine.host_pid(),
+            why = engine.why(),
+            limbo_drained = recovered.limbo_drained,
+            "opened the pool"
+        );
         let images = Images::open(Arc::clone(&snapshotter), store.clone(), &config.root.join("work"))?;
         let containers = Containers::new(Arc::clone(&snapshotter), store);
         let import_limits = config.import.clone();
         let (root, run_dir) = (config.root.clone(), config.run_dir.clone());
         let backups = Arc::new(Backups::new(&root, &config.backup));
-        Ok(Self { root, run_dir, keeper, backups, snapshotter, images, import_limits, containers })
+        Ok(Self { root, run_dir, engine, backups, snapshotter, images, import_limits, containers })
     }
 
     /// The root directory.
@@ -124,7 +109,7 @@ impl Backend {
         &self.root
     }
 
-    /// Opens the pool's metadata for reading, beside the pool-host that writes it.
+    /// Opens the pool's metadata for reading, beside the engine that writes it.
     #[must_use]
     pub fn metadata(&self) -> MetadataReader {
         MetadataReader::Served { path: pool_paths_of(&self.root).metadata, pool: Arc::clone(self.snapshotter.pool()) }
@@ -166,40 +151,43 @@ impl Backend {
         &self.containers
     }
 
-    /// Why no pool-host serves, if none has for more than a moment.
+    /// Why this engine serves the pool, for people.
+    #[must_use]
+    pub fn why_this_engine(&self) -> &str {
+        self.engine.why()
+    }
+
+    /// True if the kernel serves the pool, and no process of ours.
+    #[must_use]
+    pub fn is_served_by_kernel(&self) -> bool {
+        self.engine.host_pid().is_none()
+    }
+
+    /// Why no pool-host serves, if the pool needs one and none has for more than a moment.
     #[must_use]
     pub fn host_trouble(&self) -> Option<String> {
-        self.keeper.trouble()
+        self.engine.trouble()
     }
 
-    /// Replaces the pool-host by one of this program, under the I/O of running containers. `None`: it runs this program
-    /// already, and `force` is not given.
+    /// Replaces the pool-host by one of this program, under the I/O of running containers. `None`: there is nothing to
+    /// replace, and `force` is not given. Errors: `Unsupported` if no process of ours serves the pool.
     pub fn replace_host(&self, force: bool) -> Result<Option<Replaced>> {
-        if !force && is_this_program(self.keeper.client().info().pid) {
-            return Ok(None);
-        }
-        Ok(Some(self.keeper.replace()?))
+        self.engine.replace(force)
     }
 
-    /// Ends the pool-host unless one of its devices is open (then it stays, for the next service to adopt), and
-    /// waits until it is gone.
+    /// Takes the pool down unless one of its devices is open (then who serves it stays, for the next service to adopt),
+    /// and waits until it is done.
     pub fn close(self) -> Result<StopOutcome> {
-        let Self { keeper, snapshotter, images, containers, run_dir, .. } = self;
+        let Self { engine, snapshotter, images, containers, run_dir, .. } = self;
         // Holds the root's lock until the end: who starts meanwhile waits with his run directory.
         let _store = snapshotter.store().clone();
         drop((images, containers, snapshotter));
-        let outcome = keeper.close()?;
+        let outcome = engine.close()?;
         if outcome == StopOutcome::Stopping {
             run_dir::remove(&run_dir);
         }
         Ok(outcome)
     }
-}
-
-/// True if a process runs the same file as this one.
-fn is_this_program(pid: u32) -> bool {
-    let file = |path: &str| std::fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
-    file(THIS_PROGRAM) == file(&format!("/proc/{pid}/exe"))
 }
 
 /// Where the pool-host of a run directory keeps what it acknowledged and has not committed.
@@ -239,30 +227,4 @@ fn no_pool(config: &Config) -> Error {
     let root = config.root.display();
     Error::new(ErrorKind::NotFound, format!("no pool in {root}"))
         .advise(format!("thinsnap pool create {root} --size 100G, or name another directory with --root"))
-}
-
-fn spawn_options(config: &Config, paths: &PoolPaths) -> SpawnOptions {
-    let socket = host_socket_of(&config.run_dir);
-    let policy = config.room.first_policy();
-    let args = [
-        "pool-host".into(),
-        "--data".into(),
-        paths.data.clone().into_os_string(),
-        "--metadata".into(),
-        paths.metadata.clone().into_os_string(),
-        "--run-dir".into(),
-        config.run_dir.clone().into_os_string(),
-        // Also for the writes that a host finds waiting when it takes over from a dead one.
-        "--no-space-wait-ms".into(),
-        policy.wait.as_millis().to_string().into(),
-        "--no-space-memory".into(),
-        policy.memory.0.to_string().into(),
-    ];
-    SpawnOptions {
-        connect: ConnectOptions { socket, identity: None, handshake_timeout: HANDSHAKE_TIMEOUT, patience: PATIENCE },
-        program: THIS_PROGRAM.into(),
-        args: args.into(),
-        run_dir: config.run_dir.clone(),
-        start_timeout: HOST_START_TIMEOUT,
-    }
 }

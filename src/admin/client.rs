@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use hyper_util::rt::TokioIo;
+use thinsnap_pool::Engine;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -36,6 +37,8 @@ pub struct Target {
     pub root: Option<PathBuf>,
     /// `--config`: what else a service inside this process has to know.
     pub config: Option<PathBuf>,
+    /// `--engine`, for a service inside this process.
+    pub engine: Option<Engine>,
 }
 
 /// A connection; [`Connection::close`] ends a service inside this process in good order.
@@ -151,7 +154,12 @@ pub fn socket_link_of(run_dir: &Path) -> PathBuf {
 }
 
 fn config_of(target: &Target) -> Result<Config> {
-    let overrides = Overrides { root: target.root.clone(), socket: target.socket.clone(), ..Overrides::default() };
+    let overrides = Overrides {
+        root: target.root.clone(),
+        socket: target.socket.clone(),
+        engine: target.engine,
+        ..Overrides::default()
+    };
     Config::load(target.config.as_deref(), overrides)
 }
 

@@ -55,6 +55,7 @@ pub(super) fn status(backend: &Backend, request: &api::PoolStatusRequest) -> Res
         advice: warnings.first().map(|(_, advice)| (*advice).to_owned()),
         warnings: warnings.into_iter().map(|(warning, _)| warning).collect(),
         engine: status.engine,
+        engine_why: backend.why_this_engine().to_owned(),
         reason: status.reason,
         below: status.room.below.map(space),
         unpunched_bytes: status.room.unpunched.0,

@@ -9,7 +9,9 @@ use std::path::Path;
 /// Files of ours that mean nothing once no pool-host lives.
 const FILES: [&str; 6] = ["host.lock", "host.log", "host.log.old", "host.alive", "host.next", "service.sock"];
 /// Directories of ours, empty by then.
-const DIRS: [&str; 2] = ["export", "work"];
+const DIRS: [&str; 3] = ["export", "work", NODES];
+/// Device nodes that the kernel engine made where nobody else makes any.
+const NODES: &str = "nodes";
 
 /// Takes the directory away, with what is known to be ours in it; anything else keeps it. The pool-host is gone and the
 /// caller holds the root's lock.
@@ -22,6 +24,11 @@ pub(super) fn remove(run_dir: &Path) {
     for path in FILES.map(|name| run_dir.join(name)) {
         if let Err(error) = std::fs::remove_file(&path) {
             log(&path, &error);
+        }
+    }
+    for node in std::fs::read_dir(run_dir.join(NODES)).into_iter().flatten().flatten() {
+        if let Err(error) = std::fs::remove_file(node.path()) {
+            log(&node.path(), &error);
         }
     }
     for path in DIRS.map(|name| run_dir.join(name)).iter().map(|path| path.as_path()).chain([run_dir]) {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use thinsnap_pool::{ByteCount, NoSpace};
+use thinsnap_pool::{ByteCount, Engine, NoSpace};
 
 use crate::admin::Target;
 use crate::cli::container::ContainerVerb;
@@ -12,7 +12,7 @@ use crate::cli::doctor::DoctorArgs;
 use crate::cli::image::ImageVerb;
 use crate::cli::pool::PoolVerb;
 use crate::cli::recovery::RescueArgs;
-use crate::cli::serve::ServeArgs;
+use crate::cli::serve::{ServeArgs, engine};
 use crate::cli::snapshot::SnapshotVerb;
 use crate::cli::upgrade::UpgradeArgs;
 
@@ -62,6 +62,16 @@ pub struct Global {
     /// Configuration file; options stand over it
     #[arg(long, global = true, value_name = "FILE", env = "THINSNAP_CONFIG", help_heading = "Global options")]
     pub config: Option<PathBuf>,
+    /// Who moves the blocks: auto, kernel (dm-thin) or embedded (a process of ours) [default: auto]
+    #[arg(
+        long,
+        global = true,
+        value_name = "ENGINE",
+        env = "THINSNAP_ENGINE",
+        value_parser = engine,
+        help_heading = "Global options"
+    )]
+    pub engine: Option<Engine>,
     /// Print JSON: sizes in bytes, the same fields for ever
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
@@ -72,7 +82,12 @@ pub struct Global {
 
 impl Global {
     pub(crate) fn target(&self) -> Target {
-        Target { socket: self.socket.clone(), root: self.root.clone(), config: self.config.clone() }
+        Target {
+            socket: self.socket.clone(),
+            root: self.root.clone(),
+            config: self.config.clone(),
+            engine: self.engine,
+        }
     }
 }
 

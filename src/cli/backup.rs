@@ -71,7 +71,7 @@ pub(crate) fn run(verb: &BackupVerb, global: &Global, output: Output) -> Result<
 }
 
 pub(crate) fn config_of(global: &Global) -> Result<Config> {
-    let overrides = Overrides { root: global.root.clone(), ..Overrides::default() };
+    let overrides = Overrides { root: global.root.clone(), engine: global.engine, ..Overrides::default() };
     Config::load(global.config.as_deref(), overrides)
 }
 

@@ -24,7 +24,7 @@ struct Discarded {
 /// Tells what would be lost; with `yes` gives the log another name. Errors: `InUse` while a pool-host lives,
 /// `InvalidArgument` without `yes`.
 pub(crate) fn discard(yes: bool, global: &Global, output: Output) -> Result<()> {
-    let overrides = Overrides { root: global.root.clone(), ..Overrides::default() };
+    let overrides = Overrides { root: global.root.clone(), engine: global.engine, ..Overrides::default() };
     let config = Config::load(global.config.as_deref(), overrides)?;
     let log = intent_log_in(&config.run_dir);
     let state = intent_log_of(&pool_paths_of(&config.root), &log)?;

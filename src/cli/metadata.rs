@@ -115,7 +115,7 @@ fn open(file: Option<&Path>, global: &Global, target: &Target) -> Result<Option<
     if target.socket.is_some() || Connection::service_answers(target)? {
         return Ok(None);
     }
-    let overrides = Overrides { root: global.root.clone(), ..Overrides::default() };
+    let overrides = Overrides { root: global.root.clone(), engine: global.engine, ..Overrides::default() };
     let config = Config::load(global.config.as_deref(), overrides)?;
     let paths = pool_paths_of(&config.root);
     let metadata =
@@ -131,7 +131,7 @@ fn open(file: Option<&Path>, global: &Global, target: &Target) -> Result<Option<
 /// The records of the pool, if nobody else has them open and they can be read: the metadata is checked without them,
 /// too.
 fn records_of(global: &Global) -> Result<Option<Store>> {
-    let overrides = Overrides { root: global.root.clone(), ..Overrides::default() };
+    let overrides = Overrides { root: global.root.clone(), engine: global.engine, ..Overrides::default() };
     let path = Config::load(global.config.as_deref(), overrides)?.root.join("store.redb");
     if !path.exists() {
         return Ok(None);

@@ -201,6 +201,7 @@ fn status_text(status: &api::PoolStatusReply) -> String {
         warnings => warnings.iter().map(|warning| clean(warning)).collect::<Vec<_>>().join("; "),
     };
     line("pool", format!("{}, {}, {mode}, {health}", clean(&status.root), status.engine));
+    line("engine", format!("{}: {}", clean(&status.engine), clean(&status.engine_why)));
     let space = |space: Option<api::PoolSpace>| {
         let space = space.unwrap_or_default();
         let (used, total) = (space.used_bytes, space.total_bytes);

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use thinsnap_pool::{BlockSize, ByteCount};
+use thinsnap_pool::{BlockSize, ByteCount, Engine};
 
 use crate::cli::args::Global;
-use crate::config::{Config, LogFormat, Overrides, parse_size};
-use crate::error::Result;
+use crate::config::{Config, LogFormat, Overrides, parse_engine, parse_size};
+use crate::error::{Error, Result};
 
 /// Options of `serve`.
 #[derive(Debug, Args)]
@@ -61,6 +61,7 @@ impl ServeArgs {
         let overrides = Overrides {
             root: global.root.clone(),
             socket: global.socket.clone(),
+            engine: global.engine,
             log_level: self.log_level.clone(),
             log_format: self.log_format,
             ..self.layout.overrides()
@@ -71,10 +72,19 @@ impl ServeArgs {
 
 /// A size, for clap: the reason and the advice in one line.
 pub(crate) fn size(text: &str) -> std::result::Result<ByteCount, String> {
-    parse_size(text).map_err(|error| match error.advice() {
+    parse_size(text).map_err(|error| in_one_line(&error))
+}
+
+/// An engine, for clap.
+pub(crate) fn engine(word: &str) -> std::result::Result<Engine, String> {
+    parse_engine(word).map_err(|error| in_one_line(&error))
+}
+
+fn in_one_line(error: &Error) -> String {
+    match error.advice() {
         Some(advice) => format!("{error}; {advice}"),
         None => error.to_string(),
-    })
+    }
 }
 
 pub(crate) fn block_size(text: &str) -> std::result::Result<BlockSize, String> {

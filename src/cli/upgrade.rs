@@ -27,6 +27,10 @@ pub(crate) fn run(args: &UpgradeArgs, global: &Global, output: Output) -> Result
 }
 
 fn text(reply: &api::UpgradeReply) -> String {
+    if reply.served_by_kernel {
+        return "the kernel serves this pool: there is no pool-host to replace, the service's restart was the upgrade"
+            .to_owned();
+    }
     if !reply.replaced {
         let version = clean(&reply.new_version);
         return format!(
@@ -50,8 +54,11 @@ mod tests {
             old_version: "0.1.0".into(),
             new_version: "0.2.0".into(),
             stall_ms: 41,
+            served_by_kernel: false,
         };
         assert_eq!(text(&reply), "the pool-host was replaced: version 0.1.0 -> 0.2.0; I/O waited 41 ms");
         assert!(text(&api::UpgradeReply::default()).contains("restart the service first"));
+        let kernel = api::UpgradeReply { served_by_kernel: true, ..api::UpgradeReply::default() };
+        assert!(text(&kernel).contains("no pool-host to replace"));
     }
 }

@@ -35,7 +35,7 @@ impl Place {
 
     /// Runs a command of ours on the root, with a umask that takes nothing away.
     fn run(&self, words: &str) -> Output {
-        let line = format!("umask 0; exec {THINSNAP} --root {} {words}", self.root().display());
+        let line = format!("umask 0; exec {THINSNAP} --engine embedded --root {} {words}", self.root().display());
         Command::new("timeout").args(["--signal=KILL", "60", "sh", "-c", &line]).output().unwrap()
     }
 
@@ -81,7 +81,7 @@ fn root_all_that_a_service_makes_is_roots_alone() {
     let place = Place::new();
     let socket = place.dir.path().join("thinsnap.sock");
     let line = format!(
-        "umask 0; exec {THINSNAP} --root {} --socket {} serve --size 1G",
+        "umask 0; exec {THINSNAP} --engine embedded --root {} --socket {} serve --size 1G",
         place.root().display(),
         socket.display()
     );

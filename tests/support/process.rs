@@ -13,10 +13,15 @@ use nix::unistd::Pid;
 /// Longest time that any single program of a test may take: nothing hangs, on the slowest machine.
 const LIMIT_SECS: &str = "300";
 
+/// The engine that the services and command lines of these tests are told to use: `kernel` needs a kernel with dm-thin.
+pub(crate) fn engine() -> String {
+    std::env::var("THINSNAP_TEST_ENGINE").unwrap_or_else(|_| "embedded".to_owned())
+}
+
 /// A command that is killed when it runs longer than the limit of the tests.
 pub(crate) fn program(name: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("timeout");
-    command.args(["--signal=KILL", LIMIT_SECS]).arg(name);
+    command.args(["--signal=KILL", LIMIT_SECS]).arg(name).env("THINSNAP_ENGINE", engine());
     command
 }
 

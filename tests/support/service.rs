@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use thinsnap::config::run_dir_of;
 
 use super::leftovers::{clear, left_of};
-use super::process::{ReadySocket, must_say, processes_naming, program, tail, wait_until};
+use super::process::{ReadySocket, engine, must_say, processes_naming, program, tail, wait_until};
 use supervisor::Supervisor;
 
 #[path = "supervisor.rs"]
@@ -193,7 +193,7 @@ impl Service {
         let log = log.create(true).append(true).open(self.log()).expect("a log can be opened");
         let mut command = Command::new(&self.program);
         command.arg("serve").arg("--root").arg(self.root()).arg("--socket").arg(self.socket());
-        command.args(["--size", "10G"]).arg("--config").arg(&self.config);
+        command.args(["--size", "10G", "--engine", &engine()]).arg("--config").arg(&self.config);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command
     }

@@ -10,6 +10,7 @@ use crate::device::{BlockDevice, FileDevice, RoomBelow};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::LastingLoop;
 use crate::kernel::device_number::DeviceNumber;
+use crate::kernel::living::free_left_over;
 
 /// Smallest block of a loop device.
 const BLOCK_MIN: usize = 512;
@@ -33,21 +34,9 @@ pub(super) struct Claimed {
 /// Takes a disk or a file for a pool that is not running. Errors: `NotFound`, `InUse`, `Denied`, `Invalid`.
 pub(super) fn claim(path: &Path) -> Result<Claimed> {
     let real = path.canonicalize().map_err(|e| Error::io(format!("open {}", path.display()), e))?;
-    let bound = LastingLoop::find(&real);
-    let device = match (FileDevice::open(path), &bound) {
-        // Locked by the loop device that a killed process left behind, before it had a pool on it.
-        (Err(e), Some(left)) if e.kind() == ErrorKind::InUse && left.is_idle() => {
-            tracing::info!(
-                "{} is let go: a start that was cut short had bound it to {}",
-                left.path().display(),
-                real.display()
-            );
-            left.detach()?;
-            FileDevice::open(path)?
-        }
-        (opened, _) => opened?,
-    };
-    if let Some(bound) = bound.filter(LastingLoop::is_bound) {
+    free_left_over(path)?;
+    let device = FileDevice::open(path)?;
+    if let Some(bound) = LastingLoop::find(&real) {
         return Err(Error::new(
             ErrorKind::InUse,
             format!(

@@ -3,7 +3,6 @@
 //! Nothing of it lives in this process. The kernel goes on serving when the process ends, in order or not; the next one
 //! finds the pool by its name and uuid, heals what was half-done, and goes on. Only [`KernelPool::close`] takes it down.
 
-use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,13 +17,13 @@ use crate::kernel::heal::heal_devices;
 use crate::kernel::live::{LiveMetadata, read_superblock};
 use crate::kernel::names::Names;
 use crate::kernel::news::{LETTING_GO, News, OFTEN};
-use crate::kernel::opening::{attach, find_pool, lock, lock_name, start};
+use crate::kernel::opening::{Lock, attach, find_pool, lock, lock_name, start};
 use crate::kernel::options::{AdoptOptions, KernelOptions, PoolFeatures};
 use crate::kernel::pool_device::PoolDevice;
 use crate::kernel::table::PoolTable;
 use crate::kernel::thin_device::ThinDevices;
 use crate::meta::Metadata;
-use crate::units::BlockSize;
+use crate::units::{BlockSize, DeviceId};
 
 /// A pool whose blocks the kernel moves.
 pub struct KernelPool {
@@ -42,7 +41,7 @@ pub struct KernelPool {
     pub(super) growing: Mutex<()>,
     pub(super) news: News,
     /// Keeps other processes of ours away from the same pool.
-    _lock: File,
+    lock: Lock,
 }
 
 impl KernelPool {
@@ -110,7 +109,7 @@ impl KernelPool {
         block_size: BlockSize,
         below: Option<[Below; 2]>,
         run_dir: PathBuf,
-        lock: File,
+        lock: Lock,
     ) -> Self {
         let mark = run_dir.join(format!("{}.metadata-snapshot", names.pool_name()));
         Self {
@@ -125,7 +124,7 @@ impl KernelPool {
             run_dir,
             growing: Mutex::default(),
             news: News::default(),
-            _lock: lock,
+            lock,
         }
     }
 
@@ -197,22 +196,35 @@ impl KernelPool {
         self.pool.message("release_metadata_snap").map(drop)
     }
 
+    /// Active devices that somebody has open, ascending.
+    pub fn devices_in_use(&self) -> Result<Vec<DeviceId>> {
+        let devices = self.devices_shown();
+        let mut in_use = devices.active()?;
+        let mut failed = Ok(());
+        in_use.retain(|&id| match devices.state(id) {
+            Ok(state) => state.is_some_and(|state| state.openers > 0),
+            Err(e) => {
+                failed = Err(e);
+                false
+            }
+        });
+        failed.map(|()| in_use)
+    }
+
     /// Takes all devices away, and the pool with its loop devices unless it is another program's. Errors: `InUse` if a
     /// device is open (nothing was changed).
     pub fn close(&self) -> Result<()> {
         let devices = self.devices_shown();
-        let shown = devices.active()?;
-        for &id in &shown {
-            if devices.state(id)?.is_some_and(|state| state.openers > 0) {
-                return Err(Error::new(ErrorKind::InUse, format!("close the pool: somebody has device {id} open")));
-            }
+        if let Some(id) = self.devices_in_use()?.first() {
+            return Err(Error::new(ErrorKind::InUse, format!("close the pool: somebody has device {id} open")));
         }
-        for id in shown {
+        for id in devices.active()? {
             if !devices.hide(id)? {
+                self.pool.control.keep(&self.names.thin_name(id))?;
                 return Err(Error::new(ErrorKind::InUse, format!("close the pool: device {id} was opened just then")));
             }
         }
-        let Some(below) = &self.below else { return Ok(()) };
+        let Some(below) = &self.below else { return self.lock.remove() };
         // Its state tells whether all is durable; taking the pool away commits too, and tells nobody.
         let committed = self.pool.commit().map(drop);
         let (control, name) = (&self.pool.control, &self.pool.name);
@@ -233,6 +245,7 @@ impl KernelPool {
         if !News::default().wait(LETTING_GO, OFTEN, free)? {
             tracing::warn!("the devices below {name} are still held: another program has one of them open");
         }
+        self.lock.remove()?;
         committed
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::device::BlockDevice;
@@ -133,8 +133,47 @@ fn run(control: &Control, names: &Names, table: &PoolTable) -> Result<DeviceNumb
     running
 }
 
+/// The right to command a pool; other processes of ours have it when this one is dropped, or dead.
+pub(super) struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes the file away, for a pool that nobody commands any more; the right itself lasts as long as this value.
+    pub(super) fn remove(&self) -> Result<()> {
+        match std::fs::remove_file(&self.path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(format!("remove {}", self.path.display()), e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// True while the file is the one that others lock too.
+    fn is_in_place(&self) -> Result<bool> {
+        let fail = |e| Error::io(format!("lock {}", self.path.display()), e);
+        let ours = self.file.metadata().map_err(fail)?;
+        match self.path.symlink_metadata() {
+            Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(fail(e)),
+        }
+    }
+}
+
 /// One process at a time on a pool.
-pub(super) fn lock(run_dir: &Path, name: &str) -> Result<File> {
+pub(super) fn lock(run_dir: &Path, name: &str) -> Result<Lock> {
+    loop {
+        let lock = try_lock(run_dir, name)?;
+        // Whoever had it may have taken the file away between our opening and our locking.
+        if lock.is_in_place()? {
+            return Ok(lock);
+        }
+    }
+}
+
+fn try_lock(run_dir: &Path, name: &str) -> Result<Lock> {
     let path = run_dir.join(format!("{name}.lock"));
     let doing = || format!("lock {}", path.display());
     DirBuilder::new().recursive(true).mode(0o700).create(run_dir).map_err(|e| Error::io(doing(), e))?;
@@ -146,7 +185,7 @@ pub(super) fn lock(run_dir: &Path, name: &str) -> Result<File> {
         .open(&path)
         .map_err(|e| Error::io(doing(), e))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock { file, path: path.clone() }),
         Err(std::fs::TryLockError::WouldBlock) => {
             Err(Error::new(ErrorKind::InUse, format!("{}: another process of thinsnap has the pool", doing())))
         }
