@@ -41,8 +41,8 @@ pub use meta::{
 #[doc(hidden)]
 pub use mutation::Mutation;
 pub use open::{
-    CreateOptions, Engine, EngineChoice, PoolPaths, choose_engine, create, intent_log_of, kernel_serves, open_embedded,
-    open_kernel, withdraw_from_kernel,
+    CreateOptions, Drained, Engine, EngineChoice, PoolPaths, choose_engine, create, drain, intent_log_of,
+    kernel_serves, open_embedded, open_kernel, withdraw_from_kernel,
 };
 pub use repair::{
     BlockRange, DeviceOutcome, Gap, GapRange, Hints, Needed, Packed, RepairReport, Replacement, Rescued,

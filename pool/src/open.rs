@@ -7,12 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::device::{AlignedBuffer, BlockDevice, FileDevice};
-use crate::embedded::{EmbeddedOptions, EmbeddedPool, IntentLogState, intent_log_state, intent_log_state_for};
+use crate::embedded::{EmbeddedOptions, EmbeddedPool, IntentLogState, intent_log_state_for};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::Exporter;
-use crate::kernel::{KernelOptions, KernelPool, identity_of, loop_of, probe, serves, withdraw};
+use crate::kernel::{KernelOptions, KernelPool, loop_of, probe, serves, withdraw};
 use crate::meta::{FormatOptions, Metadata, OpenMode, superblock_fingerprint};
 use crate::units::{BlockSize, ByteCount, DeviceId, METADATA_BLOCK_SIZE, METADATA_BLOCKS_MAX, METADATA_BLOCKS_MIN};
+
+mod drain;
+
+pub use drain::{Drained, drain};
 
 /// Bytes of metadata for each data block: what dm-thin's documentation has always recommended.
 const METADATA_BYTES_PER_DATA_BLOCK: u64 = 48;
@@ -64,7 +68,8 @@ pub fn create(options: &CreateOptions) -> Result<()> {
 }
 
 /// Opens a pool for this process alone; active devices are shown by `exporter`, those of a dead predecessor among
-/// them. Nothing is written before the first change, or the first that a predecessor's intent log holds. Errors:
+/// them. Nothing is written before the first change, or the first that a predecessor's intent log holds; only that a log
+/// is in use is marked in the superblock, which keeps the kernel away. Errors:
 /// `NotFound`, `InUse`, `Corrupt` (superblock, or files cut short), `NeedsCheck`, `Unsupported`.
 pub fn open_embedded(
     paths: &PoolPaths,
@@ -87,11 +92,14 @@ pub fn intent_log_of(paths: &PoolPaths, log: &Path) -> Result<IntentLogState> {
     intent_log_state_for(log, identity, fingerprint)
 }
 
-/// Opens a pool for the kernel to serve. It goes on being served when this process ends; [`KernelPool::close`] takes it
-/// down. Errors: as [`open_embedded`], and `Unsupported` if this kernel has no device-mapper or no thin pools.
+/// Opens a pool for the kernel to serve, after [`drain`]ing what a killed embedded engine may have left. The kernel goes on
+/// when this process ends; [`KernelPool::close`] takes the pool down. Errors: as [`open_embedded`], `InUse` and
+/// `DoubtfulLog` as [`drain`], and `Unsupported` if this kernel has no device-mapper or no thin pools.
 pub fn open_kernel(paths: &PoolPaths, options: &KernelOptions) -> Result<Arc<KernelPool>> {
     let doing = |e: Error| e.doing(format_args!("open the pool in {} for the kernel", paths.metadata.display()));
-    options.intent_log.as_ref().map_or(Ok(()), |log| refuse_pending(log, &paths.metadata)).map_err(doing)?;
+    // Not before it is certain that the kernel can take over.
+    probe().map_err(doing)?;
+    options.intent_log.as_ref().map_or(Ok(()), |log| drain(paths, log).map(drop)).map_err(doing)?;
     KernelPool::open(&paths.metadata, &paths.data, options).map(Arc::new).map_err(doing)
 }
 
@@ -107,22 +115,6 @@ pub fn kernel_serves(paths: &PoolPaths, options: &KernelOptions) -> Result<bool>
 pub fn withdraw_from_kernel(paths: &PoolPaths, options: &KernelOptions) -> Result<Vec<DeviceId>> {
     withdraw([&paths.metadata, &paths.data], options)
         .map_err(|e| e.doing(format_args!("take the pool in {} from the kernel", paths.metadata.display())))
-}
-
-/// Errors with `InUse` while an intent log holds what the pool's metadata does not: to the kernel, blocks that are in
-/// use would be free.
-fn refuse_pending(log: &Path, metadata: &Path) -> Result<()> {
-    let why = match intent_log_state(log, identity_of(metadata)?)? {
-        IntentLogState::Nothing | IntentLogState::OtherBoot | IntentLogState::OtherPool => return Ok(()),
-        IntentLogState::Pending { records } => {
-            format!("holds {records} acknowledged changes of the embedded engine, which was killed or is running")
-        }
-        IntentLogState::Doubtful { why } => format!("cannot be believed ({why})"),
-    };
-    Err(Error::new(
-        ErrorKind::InUse,
-        format!("the intent log {} {why}: start and stop the embedded engine once, which drains it", log.display()),
-    ))
 }
 
 /// Who moves the blocks.

@@ -1,5 +1,7 @@
 //! What a pool tells about itself: mode, space, counts, and the share of each device.
 
+use std::collections::BTreeMap;
+
 use crate::units::{BlockSize, ByteCount, DeviceId, VirtualBlock};
 
 /// What the pool still does, in degrading order; the order is used for comparisons.
@@ -160,6 +162,10 @@ pub struct MetadataView {
     pub number: u64,
     /// The superblock to start from: block 0 as it was; the one on the disk goes on changing.
     pub superblock: Vec<u8>,
+    /// Other metadata blocks as they were, by number, which the engine does not keep on the disk. Within one process
+    /// only: the engine that needs them has no host.
+    #[serde(skip)]
+    pub copies: BTreeMap<u64, Vec<u8>>,
 }
 
 /// How much of the pool one thin device holds.

@@ -115,6 +115,11 @@ fn judge_superblock(device: &dyn BlockDevice, superblock: &Superblock, block: &B
         (superblock.flags & !1 != 0, format!("flags {:#x} beyond needs_check", superblock.flags)),
         (superblock.version != 2, format!("version {}, 2 is usual", superblock.version)),
         (superblock.compat_flags != 0, format!("compat_flags {:#x}", superblock.compat_flags)),
+        (
+            superblock.is_logged(),
+            "compat_ro_flags: marked as having an intent log; no kernel serves the pool before that is drained"
+                .to_owned(),
+        ),
         (superblock.metadata_block_sectors != 8, format!("metadata_block_size {}", superblock.metadata_block_sectors)),
         (
             superblock.metadata_nr_blocks > superblock.metadata_map.nr_blocks,
@@ -130,7 +135,10 @@ fn judge_superblock(device: &dyn BlockDevice, superblock: &Superblock, block: &B
     let limit = METADATA_BLOCKS_MAX.min(device.size() / METADATA_BLOCK_SIZE as u64);
     let (metadata, data) = (superblock.metadata_map, superblock.data_map);
     let wrong = [
-        (superblock.compat_ro_flags != 0, format!("compat_ro_flags {:#x} are not known", superblock.compat_ro_flags)),
+        (
+            superblock.foreign_compat_ro() != 0,
+            format!("compat_ro_flags {:#x} are not known", superblock.foreign_compat_ro()),
+        ),
         (superblock.time > TIME_MAX, format!("time {} needs more than 24 bits", superblock.time)),
         (
             BlockSize::from_bytes(u64::from(superblock.data_block_sectors) * SECTOR_SIZE).is_err(),

@@ -79,6 +79,9 @@ impl EmbeddedPool {
         if !Mutation::SkipFlushAtOpen.is_on() {
             metadata_device.flush().map_err(|e| e.doing("open the pool: make its superblock durable"))?;
         }
+        if options.intent_log.is_some() {
+            metadata.set_logged(true);
+        }
         let recovered = options
             .intent_log
             .as_ref()
@@ -94,6 +97,11 @@ impl EmbeddedPool {
                     data.size()
                 ),
             ));
+        }
+        // Before the first record: from then on a kernel that served the pool would hand out blocks that the log says
+        // are in use. A superblock that is committed before this line carries the mark too.
+        if log.is_some() {
+            metadata.write_logged(&*metadata_device).map_err(|e| e.doing("open the pool"))?;
         }
         let pool = Self {
             backing: Arc::new(Backing::new(
@@ -198,7 +206,9 @@ impl EmbeddedPool {
         if self.backing.mode.check_changes().is_err() || !self.exporter.attached().is_empty() {
             return;
         }
-        if let Err(e) = self.backing.metadata().and_then(|mut metadata| metadata.remove_log()) {
+        if let Err(e) =
+            self.backing.metadata().and_then(|mut metadata| metadata.remove_log(&*self.backing.metadata_device))
+        {
             tracing::warn!("an empty intent log stays: {e}");
         }
     }

@@ -4,6 +4,7 @@
 
 use std::ops::{Deref, DerefMut, Range};
 
+use crate::device::BlockDevice;
 use crate::embedded::intent_log::IntentLog;
 use crate::embedded::intent_record::IntentChange;
 use crate::error::Result;
@@ -79,12 +80,17 @@ impl Ledger {
         self.metadata.committed(frozen)
     }
 
-    /// Takes the log away, if all that it holds is committed.
-    pub(super) fn remove_log(&mut self) -> Result<()> {
+    /// Takes the log away, and its mark off the superblock on `device`, if all that it holds is committed.
+    pub(super) fn remove_log(&mut self, device: &dyn BlockDevice) -> Result<()> {
         if self.metadata.dirty() || self.metadata.is_frozen() {
             return Ok(());
         }
-        self.log.take().map_or(Ok(()), IntentLog::remove)
+        let Some(log) = self.log.take() else { return Ok(()) };
+        // The mark first. Killed after it, an empty log stays, which hinders nobody; killed before, the pool is drained
+        // once more. The other way round a mark would stand that no log explains.
+        self.metadata.set_logged(false);
+        self.metadata.write_logged(device)?;
+        log.remove()
     }
 
     fn record(&mut self, change: &IntentChange) {

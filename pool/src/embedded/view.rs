@@ -1,5 +1,6 @@
 //! Begins a view of the metadata: a committed state that others may read from the disk while writes go on.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -7,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::device::{AlignedBuffer, BlockDevice};
 use crate::embedded::backing::Backing;
 use crate::error::{ErrorKind, Result};
-use crate::meta::check_superblock;
+use crate::meta::{check_superblock, without_log};
 use crate::status::MetadataView;
 use crate::units::METADATA_BLOCK_SIZE;
 
@@ -24,7 +25,7 @@ pub(super) fn begin(backing: &Arc<Backing>) -> Result<MetadataView> {
         Err(e) if backing.mode.check_changes().is_ok() => Err(e),
         _ => read_superblock(&*backing.metadata_device),
     };
-    superblock.map(|superblock| MetadataView { number, superblock }).inspect_err(|_| {
+    superblock.map(|superblock| MetadataView { number, superblock, copies: BTreeMap::new() }).inspect_err(|_| {
         if let Ok(mut metadata) = backing.metadata() {
             metadata.end_view(number);
         }
@@ -38,7 +39,8 @@ fn read_superblock(device: &dyn BlockDevice) -> Result<Vec<u8>> {
         device.read_at(&mut block, 0)?;
         match check_superblock(&block) {
             Err(e) if e.kind() == ErrorKind::Corrupt && attempt < ATTEMPTS => attempt += 1,
-            checked => return checked.map(|()| block.to_vec()),
+            // What is kept has nothing to do with the log, which goes on without it.
+            checked => return checked.and_then(|()| without_log(&block)),
         }
     }
 }

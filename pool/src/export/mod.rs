@@ -7,6 +7,7 @@ mod loop_device;
 mod passed;
 mod residency;
 mod take_over;
+mod unshown;
 
 pub use exporter::{DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, NoSpace, Orphan, Outlook, Volume};
 pub(crate) use fuse::is_connected;
@@ -14,3 +15,4 @@ pub use fuse_exporter::{FuseExporter, FuseOptions};
 pub(crate) use loop_device::LastingLoop;
 pub use passed::inherited_descriptors;
 pub(crate) use residency::keep_resident;
+pub(crate) use unshown::Unshown;

@@ -10,10 +10,14 @@ use crate::units::MetaBlock;
 pub(crate) const SUPERBLOCK: MetaBlock = MetaBlock(0);
 /// Bit 0 of the flags: the pool may not be changed before it was checked.
 pub(crate) const FLAG_NEEDS_CHECK: u32 = 1;
+/// Bit of compat_ro_flags: an intent log may hold changes that this state lacks. No kernel knows the bit, so none writes
+/// to the pool, while readers (thin_check, thin_dump) pass it by.
+pub(crate) const COMPAT_RO_LOGGED: u32 = 1 << 24;
 
 const MAGIC: u64 = 27_022_010;
 const VERSION: u32 = 2;
 const METADATA_BLOCK_SECTORS: u32 = 8;
+const COMPAT_RO_FLAGS: usize = 356;
 
 /// The fields of a superblock.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,7 +104,7 @@ impl Superblock {
             metadata_block_sectors: u32_at(block, 340),
             metadata_nr_blocks: u64_at(block, 344),
             compat_flags: u32_at(block, 352),
-            compat_ro_flags: u32_at(block, 356),
+            compat_ro_flags: u32_at(block, COMPAT_RO_FLAGS),
             incompat_flags: u32_at(block, 360),
         })
     }
@@ -123,7 +127,7 @@ impl Superblock {
         put_u32(&mut block[..], 340, self.metadata_block_sectors);
         put_u64(&mut block[..], 344, self.metadata_nr_blocks);
         put_u32(&mut block[..], 352, self.compat_flags);
-        put_u32(&mut block[..], 356, self.compat_ro_flags);
+        put_u32(&mut block[..], COMPAT_RO_FLAGS, self.compat_ro_flags);
         put_u32(&mut block[..], 360, self.incompat_flags);
         seal(BlockKind::Superblock, number, &mut block);
         block
@@ -133,11 +137,35 @@ impl Superblock {
     pub(crate) fn needs_check(&self) -> bool {
         self.flags & FLAG_NEEDS_CHECK != 0
     }
+
+    /// True if an intent log may hold changes that this state lacks.
+    pub(crate) fn is_logged(&self) -> bool {
+        self.compat_ro_flags & COMPAT_RO_LOGGED != 0
+    }
+
+    /// Sets that mark, or takes it off.
+    pub(crate) fn set_logged(&mut self, logged: bool) {
+        self.compat_ro_flags = self.foreign_compat_ro() | if logged { COMPAT_RO_LOGGED } else { 0 };
+    }
+
+    /// Features that forbid writing to everybody who does not know them, and that this build does not know.
+    pub(crate) fn foreign_compat_ro(&self) -> u32 {
+        self.compat_ro_flags & !COMPAT_RO_LOGGED
+    }
+}
+
+/// A sound superblock with the mark of an intent log set or taken off, sealed; no other byte differs.
+pub(crate) fn marked_logged(block: &Block, logged: bool) -> Box<Block> {
+    let mut marked: Box<Block> = Box::new(*block);
+    let others = u32_at(block, COMPAT_RO_FLAGS) & !COMPAT_RO_LOGGED;
+    put_u32(&mut marked[..], COMPAT_RO_FLAGS, if logged { others | COMPAT_RO_LOGGED } else { others });
+    seal(BlockKind::Superblock, SUPERBLOCK, &mut marked);
+    marked
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{SUPERBLOCK, Superblock};
+    use super::{SUPERBLOCK, Superblock, marked_logged};
     use crate::format::bytes::u32_at;
     use crate::format::space_map::SpaceMapRoot;
 
@@ -155,5 +183,21 @@ mod tests {
         assert_eq!(u32_at(&block[..], 0), 0xaaa8_7495);
         assert_eq!(Superblock::decode(SUPERBLOCK, &block).unwrap(), superblock);
         assert!(block[364..].iter().all(|&b| b == 0));
+    }
+
+    #[test]
+    fn the_mark_of_a_log_changes_nothing_but_itself_and_the_checksum() {
+        let mut superblock = Superblock::new([7; 16], 128, 1024);
+        superblock.compat_ro_flags = 2;
+        let mut block = superblock.encode(SUPERBLOCK);
+        // Bytes of another writer that no field tells.
+        block[100] = 5;
+        let plain = marked_logged(&block, false);
+        let marked = marked_logged(&plain, true);
+        let found = Superblock::decode(SUPERBLOCK, &marked).unwrap();
+        assert!(found.is_logged() && found.foreign_compat_ro() == 2);
+        assert_eq!((&marked[4..356], marked[100]), (&plain[4..356], 5));
+        assert_eq!(marked[360..], plain[360..]);
+        assert_eq!(marked_logged(&marked, false), plain);
     }
 }

@@ -85,6 +85,11 @@ impl Below {
         FileDevice::open_beside(&self.node, false).map(|device| device.size())
     }
 
+    /// The file or disk itself, to be emptied where the kernel uses it for nothing.
+    pub(super) fn beside(&self) -> Result<FileDevice> {
+        FileDevice::open_beside(&self.path, true)
+    }
+
     /// The room below a sparse file.
     pub(super) fn room(&self) -> Option<RoomBelow> {
         self.on_file.as_ref()?;

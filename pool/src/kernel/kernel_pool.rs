@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::claims::Claims;
 use crate::device::FileDevice;
@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::backing::Below;
 use crate::kernel::control::Control;
 use crate::kernel::heal::heal_devices;
-use crate::kernel::live::{LiveMetadata, read_superblock};
+use crate::kernel::live::{LiveMetadata, read_superblock, takes_no_snapshot};
 use crate::kernel::names::Names;
 use crate::kernel::news::{LETTING_GO, News, OFTEN};
 use crate::kernel::opening::{Lock, attach, find_pool, lock, lock_name, start};
@@ -40,6 +40,8 @@ pub struct KernelPool {
     run_dir: PathBuf,
     pub(super) growing: Mutex<()>,
     pub(super) news: News,
+    /// Number of the next view.
+    pub(super) views: AtomicU64,
     /// Keeps other processes of ours away from the same pool.
     lock: Lock,
 }
@@ -63,6 +65,10 @@ impl KernelPool {
         let node = below[0].node.clone();
         let opened = Self::assemble(pool, names, node, block_size, Some(below), options.run_dir.clone(), lock);
         heal_devices(&opened.pool, &opened.devices_shown(), &opened.live)?;
+        // After a power cut the mark in the run directory is gone, and the snapshot is still in the metadata.
+        if running.is_none() && opened.live.release_any(&opened.pool)? {
+            tracing::info!("a metadata snapshot that was held when the pool stopped is released: nobody reads it");
+        }
         let count = opened.read(Metadata::device_count)?;
         opened.device_count.store(count, Ordering::Relaxed);
         Ok(opened)
@@ -124,6 +130,7 @@ impl KernelPool {
             run_dir,
             growing: Mutex::default(),
             news: News::default(),
+            views: AtomicU64::new(1),
             lock,
         }
     }
@@ -160,15 +167,11 @@ impl KernelPool {
             return self.live.untouched(read);
         }
         match self.live.at_one_moment(&self.pool, &read) {
-            // A pool that takes no snapshot does not change either; another's snapshot is left to it.
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    ErrorKind::InUse | ErrorKind::ReadOnly | ErrorKind::NeedsCheck | ErrorKind::OutOfMetadataSpace
-                ) =>
-            {
-                self.live.untouched(read)
-            }
+            Err(e) if takes_no_snapshot(&e) => match self.live.untouched(&read) {
+                // It changes faster than it can be read, and its snapshot is another's.
+                Err(e) if e.kind() == ErrorKind::InUse => self.pool.stopped(|| self.live.untouched(&read)),
+                done => done,
+            },
             done => done,
         }
     }
@@ -176,9 +179,14 @@ impl KernelPool {
     /// Gives the running pool other features.
     pub fn set_features(&self, features: PoolFeatures) -> Result<()> {
         self.check_changes()?;
-        let _one = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.one_table();
         let table = self.pool.table()?;
         self.pool.reload(&PoolTable { features, ..table })
+    }
+
+    /// One change of the pool's table, or stop of the pool for the sake of its blocks, at a time.
+    pub(super) fn one_table(&self) -> MutexGuard<'_, ()> {
+        self.growing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has the kernel hold a metadata snapshot, for programs that read the pool from its metadata device while it
@@ -224,6 +232,7 @@ impl KernelPool {
                 return Err(Error::new(ErrorKind::InUse, format!("close the pool: device {id} was opened just then")));
             }
         }
+        self.live.end_any_view(&self.pool)?;
         let Some(below) = &self.below else { return self.lock.remove() };
         // Its state tells whether all is durable; taking the pool away commits too, and tells nobody.
         let committed = self.pool.commit().map(drop);

@@ -5,18 +5,23 @@
 //! same moment if the superblock is still the same afterwards; if it is not, a newer snapshot is taken, and after a few
 //! tries the pool holds its requests back for as long as the counts are read (a few milliseconds for a TiB of data).
 //!
+//! A view gives a reader of his own all of that for as long as he likes: the snapshot stays held, and the counts are
+//! handed to him as copies.
+//!
 //! A pool that may not be changed has no snapshot taken: it is read as it is, and again if its superblock has
 //! changed meanwhile.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::device::{BlockDevice, FileDevice};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Block, SUPERBLOCK, Superblock};
+use crate::kernel::copies::Copies;
 use crate::kernel::pool_device::PoolDevice;
 use crate::meta::{Metadata, OpenMode};
+use crate::status::MetadataView;
 use crate::units::METADATA_BLOCK_SIZE;
 
 /// Snapshots taken before the pool is made to hold still.
@@ -31,17 +36,32 @@ pub(super) struct LiveMetadata {
     node: PathBuf,
     /// Stands while a snapshot of ours is held, so that one whose holder was killed is known and released.
     mark: PathBuf,
-    one: Mutex<()>,
+    /// One reader takes and releases snapshots at a time; a view keeps its own for as long as it is open.
+    viewed: Mutex<Option<OpenView>>,
+}
+
+/// A view that somebody reads.
+struct OpenView {
+    number: u64,
+    kept: Kept,
+}
+
+/// What keeps a view whole.
+enum Kept {
+    /// The metadata snapshot with its copy of the superblock at this block.
+    Snapshot(u64),
+    /// Nothing but that the pool does not change: its superblock when the view was begun.
+    Unchanged(Box<Block>),
 }
 
 impl LiveMetadata {
     /// `node` is the metadata device.
     pub(super) fn new(node: PathBuf, mark: PathBuf) -> Self {
-        Self { node, mark, one: Mutex::default() }
+        Self { node, mark, viewed: Mutex::default() }
     }
 
     /// Opened anew each time: the device grows.
-    fn device(&self) -> Result<Arc<dyn BlockDevice>> {
+    pub(super) fn device(&self) -> Result<Arc<dyn BlockDevice>> {
         Ok(Arc::new(FileDevice::open_beside(&self.node, false)?))
     }
 
@@ -50,23 +70,95 @@ impl LiveMetadata {
         read_superblock(&*self.device()?).map(|(superblock, _)| superblock)
     }
 
-    /// Reads as `read` likes, all of it at one moment of the pool.
+    /// Reads as `read` likes, all of it at one moment of the pool. Errors: `InUse` while a view is open, or another
+    /// program holds the pool's snapshot.
     pub(super) fn at_one_moment<T>(&self, pool: &PoolDevice, read: impl FnOnce(&Metadata) -> Result<T>) -> Result<T> {
-        let _one = self.one.lock().unwrap_or_else(PoisonError::into_inner);
+        let viewed = self.lock();
+        if viewed.is_some() {
+            return Err(Error::new(ErrorKind::InUse, "the pool's only metadata snapshot is kept for a view"));
+        }
         let device = self.device()?;
+        let (held, metadata) = self.held(pool, || Metadata::open_held(Arc::clone(&device)))?;
+        finish(held, &metadata, read)
+    }
+
+    /// Has a snapshot taken at which `open` succeeds; it tells with `InUse` that the pool has moved on.
+    fn held<'a, T>(&'a self, pool: &'a PoolDevice, open: impl Fn() -> Result<T>) -> Result<(Held<'a>, T)> {
         for _ in 0..SNAPSHOTS {
             let held = self.hold(pool)?;
-            match Metadata::open_held(Arc::clone(&device)) {
-                Ok(metadata) => return finish(held, &metadata, read),
+            match open() {
+                Ok(opened) => return Ok((held, opened)),
                 Err(e) if e.kind() == ErrorKind::InUse => held.release()?,
                 Err(e) => return Err(e),
             }
         }
-        let (held, metadata) = pool.stopped(|| {
+        pool.stopped(|| {
             let held = self.hold(pool)?;
-            Metadata::open_held(Arc::clone(&device)).map(|metadata| (held, metadata))
-        })?;
-        finish(held, &metadata, read)
+            open().map(|opened| (held, opened))
+        })
+    }
+
+    /// True while a view is open.
+    pub(super) fn is_viewed(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    /// Begins a view. What the snapshot does not keep on the disk, the space maps, is copied at its moment. A pool that
+    /// takes no snapshot is shown as it is. Errors: `InUse` while another view is open.
+    pub(super) fn begin_view(&self, pool: &PoolDevice, number: u64, untouched: bool) -> Result<MetadataView> {
+        let mut viewed = self.lock();
+        if viewed.is_some() {
+            return Err(Error::new(ErrorKind::InUse, "another reader has a view of the metadata open"));
+        }
+        let device = Arc::new(Copies::new(self.device()?));
+        let open = || {
+            device.forget();
+            Metadata::open_held(Arc::clone(&device) as Arc<dyn BlockDevice>)
+        };
+        let held = if untouched { Err(Error::new(ErrorKind::ReadOnly, "look only")) } else { self.held(pool, open) };
+        let kept = match held {
+            Ok((held, metadata)) => {
+                let root = metadata.held_root().map_or(0, |root| root.0);
+                held.keep();
+                Kept::Snapshot(root)
+            }
+            Err(e) if takes_no_snapshot(&e) => {
+                device.forget();
+                let (_, before) = read_superblock(&*self.device()?)?;
+                Metadata::open(Arc::clone(&device) as Arc<dyn BlockDevice>, OpenMode::ReadOnly)?;
+                Kept::Unchanged(before)
+            }
+            Err(e) => return Err(e),
+        };
+        let mut copies = device.take();
+        let superblock = copies.remove(&0).unwrap_or_default();
+        *viewed = Some(OpenView { number, kept });
+        Ok(MetadataView { number, superblock, copies })
+    }
+
+    /// Ends a view; true: what it showed was whole all the time.
+    pub(super) fn end_view(&self, pool: &PoolDevice, number: u64) -> Result<bool> {
+        let mut viewed = self.lock();
+        let Some(view) = viewed.take_if(|view| view.number == number) else { return Ok(false) };
+        match view.kept {
+            Kept::Snapshot(root) => {
+                let whole = pool.report(false)?.held_root == Some(root);
+                self.release_left_over(pool)?;
+                Ok(whole)
+            }
+            Kept::Unchanged(before) => Ok(read_superblock(&*self.device()?)?.1 == before),
+        }
+    }
+
+    /// Gives up a view that is open, for a pool that is about to be closed.
+    pub(super) fn end_any_view(&self, pool: &PoolDevice) -> Result<()> {
+        let number = self.lock().as_ref().map(|view| view.number);
+        number.map_or(Ok(()), |number| self.end_view(pool, number).map(drop))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<OpenView>> {
+        // Each change of it is one step.
+        self.viewed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads without changing anything in the pool. Errors: `InUse` if it commits faster than it can be read.
@@ -99,6 +191,18 @@ impl LiveMetadata {
             pool.message("release_metadata_snap")?;
         }
         self.unmark()?;
+        Ok(held)
+    }
+
+    /// Releases whatever snapshot a pool holds that was started just now: nobody can be reading it. True: there was one.
+    pub(super) fn release_any(&self, pool: &PoolDevice) -> Result<bool> {
+        let held = pool.report(false)?.held_root.is_some();
+        if held {
+            pool.message("release_metadata_snap")?;
+        }
+        if self.mark.exists() {
+            self.unmark()?;
+        }
         Ok(held)
     }
 
@@ -146,6 +250,11 @@ impl Held<'_> {
     fn forget(mut self) {
         self.released = true;
     }
+
+    /// The snapshot stays, with its mark: a view has it.
+    fn keep(self) {
+        self.forget();
+    }
 }
 
 impl Drop for Held<'_> {
@@ -158,6 +267,12 @@ impl Drop for Held<'_> {
             tracing::warn!("the pool {} keeps a metadata snapshot, which keeps deleted blocks: {e}", self.pool.name);
         }
     }
+}
+
+/// True if an attempt to hold a snapshot says that none can be had; then the pool does not change either, or another
+/// program holds one and reads for itself.
+pub(super) fn takes_no_snapshot(e: &Error) -> bool {
+    matches!(e.kind(), ErrorKind::InUse | ErrorKind::ReadOnly | ErrorKind::NeedsCheck | ErrorKind::OutOfMetadataSpace)
 }
 
 /// The superblock and its bytes.
@@ -179,7 +294,7 @@ pub(super) fn read_superblock(device: &dyn BlockDevice) -> Result<(Superblock, B
     Ok((superblock, block))
 }
 
-/// The identity of the pool whose metadata is at `path`, served or not.
-pub(crate) fn identity_of(path: &Path) -> Result<[u8; 16]> {
-    read_superblock(&FileDevice::open_beside(path, false)?).map(|(superblock, _)| superblock.identity)
+/// The superblock of the pool whose metadata is at `path`, served or not.
+pub(crate) fn superblock_of(path: &Path) -> Result<Superblock> {
+    read_superblock(&FileDevice::open_beside(path, false)?).map(|(superblock, _)| superblock)
 }

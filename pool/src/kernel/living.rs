@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::export::LastingLoop;
 use crate::kernel::control::Control;
 use crate::kernel::kernel_pool::KernelPool;
-use crate::kernel::live::identity_of;
+use crate::kernel::live::superblock_of;
 use crate::kernel::names::Names;
 use crate::kernel::news::{LETTING_GO, News, OFTEN};
 use crate::kernel::opening::{lock, lock_name};
@@ -44,7 +44,7 @@ fn device_mapper() -> Result<Option<Control>> {
 /// True if the kernel serves the pool whose metadata is at `metadata`, whoever told it to.
 pub(crate) fn serves(metadata: &Path, options: &KernelOptions) -> Result<bool> {
     let Some(control) = device_mapper()? else { return Ok(false) };
-    let names = Names::new(identity_of(metadata)?, options.name.as_deref())?;
+    let names = Names::new(superblock_of(metadata)?.identity, options.name.as_deref())?;
     Ok(matches!(look(&control, &names)?, Found::Serving))
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn serves(metadata: &Path, options: &KernelOptions) -> Result<bool> {
 pub(crate) fn withdraw(paths: [&Path; 2], options: &KernelOptions) -> Result<Vec<DeviceId>> {
     let [metadata, data] = paths;
     if let Some(control) = device_mapper()? {
-        let names = Names::new(identity_of(metadata)?, options.name.as_deref())?;
+        let names = Names::new(superblock_of(metadata)?.identity, options.name.as_deref())?;
         match look(&control, &names)? {
             Found::Nothing => {}
             Found::Unfinished => {

@@ -1,6 +1,7 @@
 //! The engine that lets the kernel move the blocks: dm-thin, told what to do through device-mapper.
 mod backing;
 mod control;
+mod copies;
 mod device_number;
 mod heal;
 mod kernel_pool;
@@ -14,11 +15,12 @@ mod pool_device;
 mod status_line;
 mod table;
 mod thin_device;
+mod trim;
 mod verbs;
 
 pub(crate) use backing::loop_of;
 pub(crate) use control::probe;
 pub use kernel_pool::KernelPool;
-pub(crate) use live::identity_of;
+pub(crate) use live::superblock_of;
 pub(crate) use living::{serves, withdraw};
 pub use options::{AdoptOptions, Discards, KernelOptions, PoolFeatures, WhenFull};

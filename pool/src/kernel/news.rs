@@ -49,6 +49,11 @@ impl News {
         }
     }
 
+    /// How often waits were interrupted so far.
+    pub(super) fn interruptions(&self) -> u64 {
+        *self.lock()
+    }
+
     /// Ends every wait that is under way.
     pub(super) fn interrupt(&self) {
         *self.lock() += 1;

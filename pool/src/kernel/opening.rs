@@ -78,6 +78,13 @@ pub(super) fn start(
     let [metadata, data] = [claim(paths[0])?, claim(paths[1])?];
     // As strictly as the embedded engine: the kernel looks at little of this before it is too late.
     let found = Metadata::open(Arc::clone(&metadata.device) as Arc<dyn BlockDevice>, OpenMode::ReadWrite)?;
+    if found.is_logged() {
+        return Err(Error::new(
+            ErrorKind::InUse,
+            "the embedded engine, which served it with an intent log, was not closed: open it once with the embedded \
+             engine and that log (or say where the log is), which drains it",
+        ));
+    }
     let (block_size, blocks) = (found.block_size(), found.data_space().total);
     drop(found);
     let size = blocks.saturating_mul(block_size.bytes());

@@ -52,8 +52,9 @@ pub struct KernelOptions {
     pub features: PoolFeatures,
     /// For locks, and for device nodes where `/dev` has none; made if it is not there. It must not outlive a reboot.
     pub run_dir: PathBuf,
-    /// The intent log of the embedded engine, if this pool may have one: while it holds changes that a killed host
-    /// acknowledged, the kernel, which knows nothing of it, must not have the pool.
+    /// The intent log of the embedded engine, if this pool may have one: what a killed host had acknowledged is
+    /// committed before the kernel, which knows nothing of logs, gets the pool. Without it a pool that carries the mark
+    /// of a log is refused.
     pub intent_log: Option<PathBuf>,
     /// Stands for the pool's identity in device names, for pools that have none; at most 32 letters and digits.
     pub name: Option<String>,

@@ -6,7 +6,6 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -21,11 +20,13 @@ use crate::kernel::status_line::{PoolLine, PoolReport};
 use crate::kernel::table::{PoolTable, ThinTable};
 use crate::kernel::thin_device::check_size;
 use crate::meta::Metadata;
-use crate::status::{ChangedRange, DeviceUsage, PoolMode, PoolStatus, Room, Space, Steady};
+use crate::status::{ChangedRange, DeviceUsage, MetadataView, PoolMode, PoolStatus, Room, Space, Steady};
 use crate::thin_pool::{Access, ThinPool};
 use crate::units::{ByteCount, DeviceId, METADATA_BLOCK_SIZE, METADATA_BLOCKS_MAX, TIME_MAX};
 
 const METADATA_BLOCK: u64 = METADATA_BLOCK_SIZE as u64;
+/// Longest wait for another reader of the metadata to be done.
+const VIEW_WAIT: Duration = Duration::from_secs(30);
 
 impl KernelPool {
     /// [`activate`](ThinPool::activate) over `external`, a block device that nobody changes: what is read where the thin
@@ -290,7 +291,7 @@ impl ThinPool for KernelPool {
     fn grow(&self, data: Option<ByteCount>, metadata: Option<ByteCount>) -> Result<()> {
         let doing = |e: Error| e.doing("grow the pool");
         self.check_changes().map_err(doing)?;
-        let _one = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.one_table();
         // Metadata first: a larger data space needs more of it.
         metadata.map_or(Ok(()), |size| self.grow_metadata(size)).map_err(doing)?;
         data.map_or(Ok(()), |size| self.grow_data(size)).map_err(doing)?;
@@ -318,6 +319,23 @@ impl ThinPool for KernelPool {
         self.news.interrupt();
         Ok(())
     }
+
+    fn trim(&self) -> Result<ByteCount> {
+        self.trim_free().map_err(|e| e.doing("trim the pool"))
+    }
+
+    /// One at a time, as the kernel has one metadata snapshot: who comes later waits for [`VIEW_WAIT`].
+    fn begin_view(&self) -> Result<MetadataView> {
+        let doing = |e: Error| e.doing("view the metadata");
+        let free = || Ok(if self.live.is_viewed() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) });
+        self.news.wait(VIEW_WAIT, SELDOM, free)?;
+        let number = self.views.fetch_add(1, Ordering::Relaxed);
+        self.live.begin_view(&self.pool, number, self.check_changes().is_err()).map_err(doing)
+    }
+
+    fn end_view(&self, number: u64) -> Result<bool> {
+        self.live.end_view(&self.pool, number).map_err(|e| e.doing("end a view of the metadata"))
+    }
 }
 
 impl KernelPool {
@@ -330,8 +348,8 @@ impl KernelPool {
     }
 }
 
-fn not_ours() -> Error {
-    Error::new(ErrorKind::Unsupported, "another program started the pool, and only that one can make it larger")
+pub(super) fn not_ours() -> Error {
+    Error::new(ErrorKind::Unsupported, "another program started the pool, and only that one changes what it stands on")
 }
 
 fn check_growth(what: &str, bytes: u64, total: u64) -> Result<()> {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Block, FLAG_NEEDS_CHECK, Node, SUPERBLOCK, Superblock, TreeKind};
+use crate::format::{Block, FLAG_NEEDS_CHECK, Node, SUPERBLOCK, Superblock, TreeKind, marked_logged};
 use crate::meta::btree::{insert, remove};
 use crate::meta::metadata::{DataRun, Metadata};
 use crate::meta::transaction::read_block;
@@ -173,10 +173,35 @@ impl Metadata {
         write_run(device, SUPERBLOCK, &superblock.encode(SUPERBLOCK)[..]).map_err(|e| e.doing(doing))?;
         device.flush().map_err(|e| e.doing(doing))
     }
+
+    /// True if the pool is marked as having an intent log: no kernel opens it for writing.
+    #[must_use]
+    pub fn is_logged(&self) -> bool {
+        self.superblock.is_logged()
+    }
+
+    /// Marks every superblock from here on as that of a pool with an intent log, or as one without.
+    pub(crate) fn set_logged(&mut self, logged: bool) {
+        self.superblock.set_logged(logged);
+    }
+
+    /// Puts the mark of [`set_logged`](Self::set_logged) into the superblock that stands on `device`, durably, unless it
+    /// is there already. No generation may be on its way. Errors: `Corrupt`, `Io`.
+    pub(crate) fn write_logged(&self, device: &dyn BlockDevice) -> Result<()> {
+        debug_assert!(!self.frozen, "the superblock on its way would overwrite this one");
+        let logged = self.superblock.is_logged();
+        let doing = |e: Error| e.doing(if logged { "mark the pool as logged" } else { "take the mark of a log off" });
+        let block = read_block(device, SUPERBLOCK).map_err(doing)?;
+        if Superblock::decode(SUPERBLOCK, &block).map_err(doing)?.is_logged() == logged {
+            return Ok(());
+        }
+        write_run(device, SUPERBLOCK, &marked_logged(&block, logged)[..]).map_err(doing)?;
+        device.flush().map_err(doing)
+    }
 }
 
-/// Which superblock stands on `device`: 64 bits of checksums over all that it says but its flags, so that one that was
-/// marked for a check since is still the same. Errors: `Corrupt`, `Io`.
+/// Which superblock stands on `device`: 64 bits of checksums over all that it says but its flags and the mark of an
+/// intent log, so that one that was marked since, for a check or as logged, is still the same. Errors: `Corrupt`, `Io`.
 pub fn superblock_fingerprint(device: &dyn BlockDevice) -> Result<u64> {
     let block = read_block(device, SUPERBLOCK)?;
     Superblock::decode(SUPERBLOCK, &block)?;
@@ -186,7 +211,8 @@ pub fn superblock_fingerprint(device: &dyn BlockDevice) -> Result<u64> {
 fn fingerprint(superblock: &Block) -> u64 {
     // Behind csum and flags; what means something ends with the first sector. Each commit gives the metadata index a
     // new place, so a superblock differs from the one before and the one after.
-    let said = &superblock[8..512];
+    let unmarked = marked_logged(superblock, false);
+    let said = &unmarked[8..512];
     u64::from(crc32c::crc32c(said)) | u64::from(crc32fast::hash(said)) << 32
 }
 

@@ -98,6 +98,16 @@ impl Metadata {
         Some(DataRun { start: DataBlock(start), len })
     }
 
+    /// The first free blocks from `from` on, at most `most`, reserved by nobody and for nobody. `None`: there are none.
+    #[must_use]
+    pub fn free_data(&self, from: DataBlock, most: u64) -> Option<DataRun> {
+        let data = &self.transaction.data;
+        let is_free = |block: &u64| data.get(*block).is_ok_and(|count| count == 0) && !data.is_reserved(*block);
+        let start = (from.0..data.total()).find(is_free)?;
+        let end = (start..data.total().min(start.saturating_add(most))).take_while(is_free).last()?;
+        Some(DataRun { start: DataBlock(start), len: end + 1 - start })
+    }
+
     /// Reserves exactly these blocks: for an owner that remembers a reservation of its predecessor. Errors:
     /// `Invalid`, with nothing changed, unless all of them are available.
     pub fn reserve_exactly(&mut self, run: DataRun) -> Result<()> {

@@ -21,4 +21,4 @@ mod tests;
 pub use crate::format::DeviceDetails;
 pub use commit::{Frozen, superblock_fingerprint};
 pub use metadata::{DataRun, FormatOptions, MappedRun, Metadata, OpenMode, SpaceCounts};
-pub(crate) use views::check_superblock;
+pub(crate) use views::{check_superblock, without_log};

@@ -101,8 +101,8 @@ fn read_superblock(device: &dyn BlockDevice, mode: OpenMode) -> Result<Superbloc
         return unsupported("incompat_flags", superblock.incompat_flags);
     }
     if mode == OpenMode::ReadWrite {
-        if superblock.compat_ro_flags != 0 {
-            return unsupported("compat_ro_flags", superblock.compat_ro_flags);
+        if superblock.foreign_compat_ro() != 0 {
+            return unsupported("compat_ro_flags", superblock.foreign_compat_ro());
         }
         if superblock.needs_check() {
             return Err(Error::new(ErrorKind::NeedsCheck, "superblock: the needs_check flag is set"));

@@ -8,15 +8,21 @@
 //! reader is told.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Block, SUPERBLOCK, Superblock};
+use crate::format::{Block, SUPERBLOCK, Superblock, marked_logged};
 use crate::meta::metadata::Metadata;
 
 /// Errors with `Corrupt` unless the bytes are a sound block 0.
 pub(crate) fn check_superblock(bytes: &[u8]) -> Result<()> {
-    let block: &Block = bytes
-        .try_into()
-        .map_err(|_| Error::new(ErrorKind::Corrupt, format!("{} bytes are no superblock", bytes.len())))?;
-    Superblock::decode(SUPERBLOCK, block).map(|_| ())
+    Superblock::decode(SUPERBLOCK, block_of(bytes)?).map(|_| ())
+}
+
+/// A sound block 0 without the mark of an intent log. Errors: `Corrupt`.
+pub(crate) fn without_log(bytes: &[u8]) -> Result<Vec<u8>> {
+    Ok(marked_logged(block_of(bytes)?, false).to_vec())
+}
+
+fn block_of(bytes: &[u8]) -> Result<&Block> {
+    bytes.try_into().map_err(|_| Error::new(ErrorKind::Corrupt, format!("{} bytes are no superblock", bytes.len())))
 }
 
 impl Metadata {

@@ -17,7 +17,7 @@ use std::io::{Read, Write};
 use crate::check::audit_used;
 use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{SUPERBLOCK, Superblock, zeroed_block};
+use crate::format::{SUPERBLOCK, Superblock, marked_logged, zeroed_block};
 use crate::repair::report::hopeless;
 use crate::units::{METADATA_BLOCK_SIZE, METADATA_BLOCKS_MAX};
 
@@ -84,7 +84,9 @@ pub fn pack(device: &dyn BlockDevice, out: &mut dyn Write) -> Result<Packed> {
     }
     let mut block = zeroed_block();
     device.read_at(&mut block[..], 0)?;
-    let superblock = Superblock::decode(SUPERBLOCK, &block)?;
+    // A backup is put back without the log that the pool had when it was made.
+    let first = marked_logged(&block, false);
+    let superblock = Superblock::decode(SUPERBLOCK, &first)?;
     let mut out = Summed { inner: out, sum: 0 };
     out.put(&MAGIC)?;
     out.put(&superblock.metadata_map.nr_blocks.to_le_bytes())?;
@@ -92,7 +94,7 @@ pub fn pack(device: &dyn BlockDevice, out: &mut dyn Write) -> Result<Packed> {
     for number in (0..used.len()).filter(|number| used.get(*number) > 0) {
         device.read_at(&mut block[..], number * METADATA_BLOCK_SIZE as u64)?;
         out.put(&number.to_le_bytes())?;
-        out.put(&block[..])?;
+        out.put(if number == 0 { &first[..] } else { &block[..] })?;
     }
     let sum = out.sum;
     out.put(&sum.to_le_bytes())?;
