@@ -20,8 +20,9 @@ const MARK_AT: u64 = (1 << 30) / 4096;
 /// Most snapshots that one caller keeps.
 const MINE_MAX: usize = 8;
 
-/// Longest time without any answer: a service that was killed comes back within it.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest time without any answer. A busy machine may kill the service in the middle of one call for as long as the kills go
+/// on, two minutes; after the last of them it stays.
+const PATIENCE: Duration = Duration::from_secs(400);
 
 /// What a caller knows about one of its snapshots.
 #[derive(Debug, Clone, PartialEq)]

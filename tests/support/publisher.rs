@@ -14,8 +14,9 @@ use super::proxy::{Client, known};
 /// Bytes of the file that is in the page cache at the commit: more than a data block of the pool.
 const PAGE_LEN: usize = 100_000;
 
-/// Longest time without any answer: a service that was killed comes back within it.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest time without any answer. A busy machine may kill the service in the middle of one call for as long as the kills go
+/// on, two minutes; after the last of them it stays.
+const PATIENCE: Duration = Duration::from_secs(400);
 
 /// A committer of mounted snapshots.
 pub(crate) struct Publisher {
@@ -95,12 +96,14 @@ async fn insist<F: Future<Output = Result<(), Status>>>(done: &[Code], call: imp
     let mut unsure = false;
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match known(call().await) {
+        let answer = call().await;
+        let heard = format!("{answer:?}");
+        match known(answer) {
             Ok(Err(status)) if unsure && done.contains(&status.code()) => return Ok(()),
             Ok(answer) => return answer,
             Err(()) => unsure = true,
         }
-        assert!(Instant::now() < deadline, "no service answered for {PATIENCE:?}");
+        assert!(Instant::now() < deadline, "no service answered for {PATIENCE:?}, last: {heard}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
