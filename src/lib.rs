@@ -1,5 +1,6 @@
 //! thinsnap: a block-level thin-provisioning snapshotter for containers; the service and its command line.
 pub mod admin;
+pub mod bolt;
 pub mod cli;
 pub mod config;
 pub mod container;
@@ -7,6 +8,7 @@ pub mod error;
 pub mod fs;
 pub mod grpc;
 pub mod image;
+pub mod migrate;
 pub mod serve;
 pub mod snapshot;
 pub mod snapshotter;

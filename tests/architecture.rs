@@ -39,9 +39,9 @@ const SERVICE: House = House {
     top: "src",
     floors: &[
         &["snapshot", "error"],
-        &["store", "fs", "config"],
+        &["store", "fs", "config", "bolt"],
         &["snapshotter"],
-        &["grpc", "image", "container", "volume", "watch"],
+        &["grpc", "image", "container", "volume", "watch", "migrate"],
         &["admin"],
         &["serve", "cli"],
         &["main"],

@@ -34,7 +34,10 @@ pub use host::{
     ConnectOptions, DescriptorStore, HostClient, HostInfo, HostKeeper, HostOptions, NoStore, Replaced, SpawnOptions,
     StopOutcome, connect_or_spawn, run as run_host,
 };
-pub use kernel::{AdoptOptions, Discards, KernelOptions, KernelPool, PoolFeatures, WhenFull};
+pub use kernel::{
+    AdoptOptions, Discards, KernelOptions, KernelPool, PoolFeatures, RunningPool, RunningThin, WhenFull,
+    find_running_pool,
+};
 pub use meta::{
     DataRun, DeviceDetails, FormatOptions, Frozen, MappedRun, Metadata, OpenMode, SpaceCounts, superblock_fingerprint,
 };
@@ -45,9 +48,10 @@ pub use open::{
     kernel_serves, open_embedded, open_kernel, withdraw_from_kernel,
 };
 pub use repair::{
-    BlockRange, DeviceOutcome, Gap, GapRange, Hints, Needed, Packed, RepairReport, Replacement, Rescued,
-    RestoreOptions, Restored, Sink, block_size_of, clear_needs_check, device_ends, finish_replacement, holds_snapshot,
-    identity_of, is_disk, mend, pack, reconcile, replace_metadata, rescue, restore, unpack,
+    BlockRange, DeviceOutcome, Gap, GapRange, Hints, Inventory, InventoryDevice, Needed, Packed, RepairReport,
+    Replacement, Rescued, RestoreOptions, Restored, Sink, block_size_of, clear_needs_check, device_ends,
+    finish_replacement, give_identity, holds_snapshot, identity_of, inventory, is_disk, mend, pack, reconcile,
+    replace_metadata, rescue, restore, unpack,
 };
 pub use status::{
     ChangedRange, DeviceUsage, Holding, Holdings, MetadataView, PoolMode, PoolStatus, Room, Space, Steady,

@@ -19,6 +19,7 @@ use crate::config::{Config, Limits};
 use crate::container::Containers;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Images;
+use crate::migrate::refuse_unfinished;
 use crate::snapshotter::Snapshotter;
 use crate::store::Store;
 
@@ -74,6 +75,7 @@ impl Backend {
             (false, PoolMissing::Refuse) => return Err(no_pool(config)),
         }
         let store = lock_root(&config.root)?;
+        refuse_unfinished(&store.read()?)?;
         if !made {
             pool_files::make(config)?;
             tracing::info!(root = %config.root.display(), "made a pool");

@@ -111,6 +111,20 @@ pub(super) fn make(config: &Config) -> Result<()> {
     Ok(())
 }
 
+/// Links a root directory to a pool that is there already. Done again with the same paths it changes nothing.
+pub(super) fn link_pool(root: &Path, paths: &PoolPaths) -> Result<()> {
+    let dir = root.join("pool");
+    private_dir(&dir)?;
+    let names = PoolPaths::in_dir(&dir);
+    let mut links = Links::default();
+    links.make(&names.data, Some(&paths.data))?;
+    links.make(&names.metadata, Some(&paths.metadata))?;
+    let made = File::open(&dir).and_then(|dir| dir.sync_all());
+    made.map_err(|error| Error::io(format!("make the links in {} durable", dir.display()), error))?;
+    links.keep();
+    Ok(())
+}
+
 /// Refuses a configuration that names other devices than those the pool was made on.
 pub(super) fn agree(paths: &PoolPaths, config: &PoolConfig) -> Result<()> {
     let real = |what: &str, path: &Path| {

@@ -24,6 +24,7 @@ use crate::admin::pool_files::{note_of, pool_paths_of};
 use crate::admin::store_check::all_snapshots;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::migrate::refuse_unfinished;
 use crate::snapshot::{Name, Space};
 use crate::store::{Records, Store};
 
@@ -121,6 +122,7 @@ impl LockedPool {
         } else {
             None
         };
+        store.as_ref().map_or(Ok(()), |store| refuse_unfinished(&store.read()?))?;
         finish_replacement(&note_of(&config.root))?;
         let metadata = FileDevice::open(&paths.metadata).map_err(|error| match error.kind() {
             thinsnap_pool::ErrorKind::InUse => in_use(error.into()),

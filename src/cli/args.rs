@@ -10,6 +10,7 @@ use crate::admin::Target;
 use crate::cli::container::ContainerVerb;
 use crate::cli::doctor::DoctorArgs;
 use crate::cli::image::ImageVerb;
+use crate::cli::migrate::MigrateArgs;
 use crate::cli::pool::PoolVerb;
 use crate::cli::recovery::RescueArgs;
 use crate::cli::serve::{ServeArgs, engine};
@@ -127,6 +128,13 @@ pub enum Command {
     /// Replace the pool-host by the service's program while containers run
     #[command(after_help = examples!("systemctl restart thinsnap && thinsnap upgrade", "thinsnap upgrade --force --json"))]
     Upgrade(UpgradeArgs),
+    /// Take over another program's thin pool, with its snapshots: containerd's devmapper, or a list of thin devices
+    #[command(after_help = examples!(
+        "thinsnap migrate --from-devmapper /var/lib/containerd/devmapper --pool-name containerd-pool --dry-run",
+        "thinsnap migrate --from-devmapper /var/lib/containerd/devmapper --pool-name containerd-pool --take-over",
+        "thinsnap migrate --thin-ids devices.txt --pool-name vms --apply --json",
+    ))]
+    Migrate(MigrateArgs),
     /// Read one device out of a pool that is too damaged to open
     #[command(after_help = examples!(
         "thinsnap rescue 17 --to /mnt/disk17.img --map /mnt/disk17.map",

@@ -6,6 +6,7 @@ mod doctor;
 mod image;
 mod intent_log;
 mod metadata;
+mod migrate;
 mod mount_here;
 mod output;
 mod pool;

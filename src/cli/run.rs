@@ -4,7 +4,7 @@ use thinsnap_pool::PoolPaths;
 
 use crate::cli::args::{Cli, Command, PoolHostArgs};
 use crate::cli::output::Output;
-use crate::cli::{container, doctor, image, pool, recovery, snapshot, upgrade};
+use crate::cli::{container, doctor, image, migrate, pool, recovery, snapshot, upgrade};
 use crate::error::Result;
 use crate::serve;
 
@@ -19,6 +19,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Image(verb) => image::run(verb, &global, output),
         Command::Container(verb) => container::run(verb, &global, output),
         Command::Upgrade(args) => upgrade::run(&args, &global, output),
+        Command::Migrate(args) => migrate::run(&args, &global, output),
         Command::Rescue(args) => recovery::rescue(&args, &global, output),
         Command::Doctor(args) => doctor::run(&args, &global, output),
         Command::PoolHost(args) => {

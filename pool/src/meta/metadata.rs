@@ -209,6 +209,17 @@ impl Metadata {
         Ok(())
     }
 
+    /// Gives a pool without an identity one. Errors: `Invalid` if it has one, `ReadOnly`.
+    pub fn set_identity(&mut self, identity: [u8; 16]) -> Result<()> {
+        self.check_writable("set the identity")?;
+        if self.superblock.identity != [0; 16] {
+            return Err(Error::new(ErrorKind::Invalid, "set the identity: the pool has another one, which stays"));
+        }
+        self.superblock.identity = identity;
+        self.changed = true;
+        Ok(())
+    }
+
     /// The held metadata snapshot's block, if one is held.
     #[must_use]
     pub fn held_root(&self) -> Option<MetaBlock> {

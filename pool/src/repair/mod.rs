@@ -1,5 +1,6 @@
 //! Makes metadata anew: from a dump, from a backup, from what is left of a damaged pool.
 mod build;
+mod inventory;
 mod leaves;
 mod load;
 mod mend;
@@ -13,6 +14,7 @@ mod roots;
 mod survey;
 mod verdict;
 
+pub use inventory::{Inventory, InventoryDevice, give_identity, inventory};
 pub use load::{RestoreOptions, Restored, restore};
 pub use mend::{clear_needs_check, mend};
 pub use pack::{Packed, pack, unpack};
