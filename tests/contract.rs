@@ -1,4 +1,4 @@
-//! containerd's laws of a snapshotter, over a model pool and over the real engine.
+//! containerd's laws of a snapshotter, over a model pool and over both engines.
 
 // All of this is test code, helpers too: clippy lets tests unwrap.
 #![cfg(test)]
@@ -29,8 +29,8 @@ use thinsnap::snapshot::FsType;
 use thinsnap::snapshotter::Snapshotter;
 use thinsnap::store::Store;
 use thinsnap_pool::{
-    Access, BlockSize, ByteCount, CreateOptions, EmbeddedOptions, FuseExporter, FuseOptions, PoolPaths, ThinPool,
-    create, open_embedded,
+    Access, BlockSize, ByteCount, CreateOptions, EmbeddedOptions, FuseExporter, FuseOptions, KernelOptions, PoolPaths,
+    ThinPool, create, open_embedded, open_kernel,
 };
 use tonic::Code;
 
@@ -110,24 +110,46 @@ fn root_the_laws_hold_on_xfs_over_a_model_pool() {
     }
 }
 
+/// A pool of 8 GiB in files below `dir`.
+fn create_pool(dir: &Path) -> PoolPaths {
+    let paths = PoolPaths::in_dir(&dir.join("pool"));
+    create(&CreateOptions {
+        paths: paths.clone(),
+        data_size: Some(ByteCount(8 << 30)),
+        metadata_size: None,
+        block_size: BlockSize::DEFAULT,
+    })
+    .unwrap();
+    paths
+}
+
 #[test]
 fn root_the_laws_hold_over_the_embedded_engine() {
     if let Some(_alone) = can_run("the contract over the embedded engine") {
         let dir = tempfile::tempdir().unwrap();
-        let paths = PoolPaths::in_dir(&dir.path().join("pool"));
-        create(&CreateOptions {
-            paths: paths.clone(),
-            data_size: Some(ByteCount(8 << 30)),
-            metadata_size: None,
-            block_size: BlockSize::DEFAULT,
-        })
-        .unwrap();
+        let paths = create_pool(dir.path());
         let exporter = Arc::new(FuseExporter::start(FuseOptions::new(dir.path().join("export"))).unwrap());
         let pool = open_embedded(&paths, exporter, &EmbeddedOptions::default()).unwrap();
         let snapshotter = snapshotter(pool.clone(), dir.path());
         run_laws(snapshotter, "ext4", dir.path(), |_| true);
         pool.close().unwrap();
     }
+}
+
+#[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
+fn root_the_laws_hold_over_the_kernel_engine() {
+    let Some(_alone) = can_run("the contract over the kernel engine") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let paths = create_pool(dir.path());
+    let options = KernelOptions { run_dir: dir.path().join("run"), ..KernelOptions::default() };
+    let pool = open_kernel(&paths, &options).unwrap();
+    let snapshotter = snapshotter(pool.clone(), dir.path());
+    run_laws(snapshotter, "ext4", dir.path(), |_| true);
+    for id in pool.devices().unwrap() {
+        assert!(pool.deactivate(id).unwrap(), "device {id} is still open");
+    }
+    pool.close().unwrap();
 }
 
 #[test]

@@ -1,32 +1,50 @@
 #!/usr/bin/env python3
 """Builds the tests that need a kernel with dm-thin and runs them there (`make test-kernel`).
 
-  tests/vm/test_kernel.py [--kernel VERSION|host|auto]... [FILTER]
+  tests/vm/test_kernel.py [--quick] [--kernel VERSION|host|auto]... [FILTER]
 
 Which tests those are stands in tests/vm/kernel-tests. With `auto`, a host whose own kernel has dm-thin is taken as it
-is; any other gets a virtual machine for each kernel that tests/vm/kernel.py knows.
+is; any other gets a virtual machine for each kernel that tests/vm/kernel.py knows, with --quick for the newest of them.
 """
 
 import argparse
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import guest
 import kernel
 import run
 
 LIST = kernel.HERE / "kernel-tests"
+# Where cargo runs the tests of a package: the package's own directory.
+DIRECTORIES = {"thinsnap": kernel.HERE.parent.parent, "thinsnap-pool": kernel.HERE.parent.parent / "pool"}
 SECONDS = 3600
+MEMORY_MIB = 3072
 
 
-def listed():
-    """(package, target, words) of each line."""
-    lines = [line.split() for line in LIST.read_text().splitlines() if line.strip() and not line.startswith("#")]
-    return [(package, target, words) for package, target, *words in lines]
+def listed(section):
+    """(settings, package, target, words) of each line of a section."""
+    found, here = [], None
+    for line in LIST.read_text().splitlines():
+        words = line.split()
+        if not words or line.startswith("#"):
+            continue
+        if re.fullmatch(r"\[\w+\]", line.strip()):
+            here = line.strip()[1:-1]
+            continue
+        settings = []
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            settings.append(words.pop(0))
+        if here is None or len(words) < 2 or words[0] not in DIRECTORIES:
+            raise kernel.Failed(f"{LIST}: {line!r} stands in no section, or names no package and target")
+        if here == section:
+            found.append((settings, words[0], words[1], words[2:]))
+    return found
 
 
 def built(package, target):
@@ -43,33 +61,44 @@ def built(package, target):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel", action="append", choices=[*kernel.SUITES, "host", "auto"])
+    parser.add_argument("--quick", action="store_true", help="the short list, on one kernel")
     parser.add_argument("filter", nargs="?", default="", help="run only tests whose name has this in it")
     options = parser.parse_args()
     guest.stop_on_signals()
     try:
         kernels = options.kernel or ["auto"]
         if "auto" in kernels:
-            kernels = ["host"] if run.host_has_dm_thin() else list(kernel.SUITES)
-        programs = [(built(package, target), words) for package, target, words in listed()]
+            virtual = list(kernel.SUITES)[: 1 if options.quick else None]
+            kernels = ["host"] if run.host_has_dm_thin() else virtual
+        programs = {}
+        lines = ["status=0"]
+        # One boot for all of them; each runs, whatever became of the one before it.
+        for settings, package, target, words in listed("quick" if options.quick else "all"):
+            if (package, target) not in programs:
+                programs[package, target] = built(package, target)
+            # A filter of the caller's stands for the list's own: the test program runs what fits any of them.
+            if options.filter:
+                words = [word for n, word in enumerate(words) if word.startswith("--") or words[n - 1] == "--skip"]
+                words.append(options.filter)
+            command = ["env", *settings, programs[package, target], *words, "--test-threads", "1", "--show-output"]
+            lines.append(f"cd {shlex.quote(str(DIRECTORIES[package]))} && {shlex.join(command)} || status=$?")
     except kernel.Failed as error:
         guest.say(str(error))
         return guest.BROKEN
     except guest.Stopped as stopped:
         return 128 + stopped.number
-    # One boot for all of them; each runs, whatever became of the one before it.
-    lines = ["status=0", "cd pool"]
-    for program, words in programs:
-        given = " ".join([options.filter, *words])
-        lines.append(f"'{program}' {given} --test-threads 1 --show-output || status=$?")
     script = "\n".join([*lines, "exit $status"])
     failed = []
-    for version in kernels:
-        begun = time.monotonic()
-        command = [sys.executable, str(kernel.HERE / "run.py"), "--kernel", version, "--timeout", str(SECONDS), "--"]
-        status = run.run_here([*command, "sh", "-c", script], SECONDS + 600)
-        guest.say(f"kernel tests on {version}: status {status}, {time.monotonic() - begun:.0f} s")
-        if status != 0:
-            failed.append(version)
+    try:
+        for version in kernels:
+            begun = time.monotonic()
+            command = [sys.executable, str(kernel.HERE / "run.py"), "--kernel", version, "--memory", str(MEMORY_MIB)]
+            status = run.run_here([*command, "--timeout", str(SECONDS), "--", "sh", "-c", script], SECONDS + 600)
+            guest.say(f"kernel tests on {version}: status {status}, {time.monotonic() - begun:.0f} s")
+            if status != 0:
+                failed.append(version)
+    except guest.Stopped as stopped:
+        return 128 + stopped.number
     return 1 if failed else 0
 
 
