@@ -61,7 +61,9 @@ POWER_CUTS ?= 20
 power-cut-vm: build
 	@tests/install-missing.sh $(RUN_PACKAGES) $(VM_PACKAGES)
 	@tests/fetch-deb.sh trixie thin-provisioning-tools $(CACHE)/thin-tools-1.1
-	@tests/leftovers.sh tests/vm/power_cut.py --rounds $(POWER_CUTS) --thinsnap $(TARGET)/release/thinsnap
+	@tests/leftovers.sh tests/vm/power_cut.py --engine embedded --rounds $(POWER_CUTS) --thinsnap $(TARGET)/release/thinsnap
+	@tests/leftovers.sh tests/vm/power_cut.py --engine kernel --rounds $(POWER_CUTS) --thinsnap $(TARGET)/release/thinsnap
+	@tests/leftovers.sh tests/vm/power_cut.py --engine both --rounds $(POWER_CUTS) --thinsnap $(TARGET)/release/thinsnap
 
 # Tests may unwrap; they share support modules of which each program uses a part.
 TEST_LINTS = -A clippy::unwrap_used -A dead_code -A unreachable_pub -A unused_imports

@@ -9,11 +9,14 @@
 #[path = "support/host_tools.rs"]
 mod host_tools;
 mod kernel_story {
+    mod disks;
     mod errors;
     mod full;
     mod handover;
     mod life;
     mod living;
+    mod logged;
+    mod views;
 }
 mod support {
     pub(crate) mod direct_exporter;

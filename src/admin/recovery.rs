@@ -153,15 +153,16 @@ impl LockedPool {
     /// Repairs. Errors: `Corrupt` if nothing can be saved, `ReadOnly` while acknowledged writes wait in the intent
     /// log, `NoSpace`.
     pub fn repair(&self, block_size: Option<BlockSize>) -> Result<Mended> {
-        self.check_intent_log("repair the pool")?;
         let mut mended = self.begin()?;
         mended.applied = true;
+        // The flag alone may go while the log matters: the log builds on the state, not on its flags.
         if mended.was_sound {
             let cleared = clear_needs_check(&*self.metadata)?;
             let report = RepairReport { needs_check_cleared: cleared, ..RepairReport::default() };
             mended.report = cleared.then_some(report);
             return Ok(mended);
         }
+        self.check_intent_log("repair the pool")?;
         let new = self.new_file(self.metadata.size())?;
         let (report, backup) = self.mend_into(&*new, block_size)?;
         self.tell(&mut mended, report, backup, &new)?;

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Cuts the power of a machine in which containers write to a thinsnap pool, again and again (`make power-cut-vm`).
 
-  tests/vm/power_cut.py [--rounds 20] [--kernel 6.12] [--seed N] --thinsnap PROGRAM
+  tests/vm/power_cut.py [--rounds 20] [--kernel 6.12] [--engine embedded|kernel|both] [--seed N] --thinsnap PROGRAM
 
 Each round boots a guest on one disk (thinsnap's root on ext4, the pool's files in it), lets power_cut_load.py judge what
 the last cut left and start its load, and kills QEMU at a random moment. That alone would lose only what the guest held
 in its memory: a disk's own cache would survive. So every write and flush is logged on the host, and the disk of the
 next round is made of the log: all that was flushed, and of the writes after the last flush none, some or all.
+
+With `both` the dice say in each round which engine serves the pool: what one was doing when the power went, the other
+must open.
 """
 
 import argparse
@@ -115,7 +118,8 @@ def one_round(number, options, chosen, accelerator, disk, dice):
     before, log = Nameless(), Nameless()
     subprocess.run(["cp", "--sparse=always", disk.path, before.path], check=True)
     heard = Heard()
-    load = [sys.executable, str(kernel.HERE / "power_cut_load.py"), str(options.thinsnap), str(MARKS_OFFSET)]
+    engine = dice.choice(["embedded", "kernel"]) if options.engine == "both" else options.engine
+    load = [sys.executable, str(kernel.HERE / "power_cut_load.py"), str(options.thinsnap), str(MARKS_OFFSET), engine]
     begun = time.monotonic()
     outcome = guest.run(
         guest.Run(
@@ -131,10 +135,10 @@ def one_round(number, options, chosen, accelerator, disk, dice):
     )
     said = heard.text.decode(errors="replace").strip()
     if outcome.status is not None:
-        raise kernel.Failed(f"round {number}: status {outcome.status}: {said}")
+        raise kernel.Failed(f"round {number}, {engine}: status {outcome.status}: {said}")
     lost = lose_power(before.path, log.path, dice)
     first = said.splitlines()[0]
-    print(f"round {number}: {first}; cut {lost}; {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"round {number}, {engine}: {first}; cut {lost}; {time.monotonic() - begun:.0f} s", flush=True)
     return before
 
 
@@ -142,13 +146,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--kernel", default="6.12", choices=kernel.SUITES)
+    parser.add_argument("--engine", default="embedded", choices=["embedded", "kernel", "both"])
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     parser.add_argument("--thinsnap", type=Path, required=True)
     options = parser.parse_args()
     options.thinsnap = options.thinsnap.resolve()
     guest.stop_on_signals()
     dice = random.Random(options.seed)
-    print(f"{options.rounds} power cuts on Linux {options.kernel}, seed {options.seed}", flush=True)
+    print(f"{options.rounds} power cuts on Linux {options.kernel}, engine {options.engine}, seed {options.seed}", flush=True)
     tools = run.cache() / "thin-tools-1.1/usr/sbin"
     os.environ["THIN_TOOLS_11"] = str(tools)
     try:

@@ -1,7 +1,7 @@
 """The guest's part of power_cut.py: opens the pool as the last power cut left it, checks all that was promised, and
 goes on writing until the power goes.
 
-  power_cut_load.py THINSNAP MARKS_OFFSET
+  power_cut_load.py THINSNAP MARKS_OFFSET ENGINE
 
 What was promised is known by marks: as soon as a call has returned that makes something durable, a sector that says so
 is written behind the pool's file system, on the same disk. A mark that is there was written after the promise, so the
@@ -130,8 +130,9 @@ class Promises:
 
 
 class Pool:
-    def __init__(self, thinsnap):
+    def __init__(self, thinsnap, engine):
         self.thinsnap = thinsnap
+        self.engine = engine
         self.service = None
 
     def open(self):
@@ -145,13 +146,17 @@ class Pool:
                     raise Broken(f"{judge}: {said}")
             run(self.thinsnap, "pool", "check", "--metadata", metadata)
         log = open("/run/serve.log", "wb")
-        command = [self.thinsnap, "serve", "--root", f"{HOME}/root", "--socket", SOCKET, "--size", "1G"]
+        command = [self.thinsnap, "--engine", self.engine, "serve"]
+        command += ["--root", f"{HOME}/root", "--socket", SOCKET, "--size", "1G"]
         self.service = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         limit = time.monotonic() + WAIT_SECONDS
         while subprocess.run([self.thinsnap, "--socket", SOCKET, "pool", "status"], capture_output=True).returncode != 0:
             if self.service.poll() is not None or time.monotonic() > limit:
                 raise Broken(f"the service does not start: {open('/run/serve.log').read()[-4000:]}")
             time.sleep(0.2)
+        status = json.loads(self.do("--json", "pool", "status"))
+        if status["engine"] != self.engine or status["metadata_snapshot"]:
+            raise Broken(f"the service is to serve with the {self.engine} engine: {status}")
 
     def do(self, *words):
         return run(self.thinsnap, "--socket", SOCKET, *words)
@@ -226,10 +231,10 @@ def write_for_ever(container, directory, promises, marks, dice, failures):
 
 
 def main():
-    thinsnap, offset = sys.argv[1], int(sys.argv[2])
+    thinsnap, offset, engine = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     marks = Marks(offset)
     promises = Promises(marks.found)
-    pool = Pool(thinsnap)
+    pool = Pool(thinsnap, engine)
     pool.open()
     listed = pool.do("container", "ls")
     for container in promises.containers:

@@ -167,11 +167,7 @@ impl KernelPool {
             return self.live.untouched(read);
         }
         match self.live.at_one_moment(&self.pool, &read) {
-            Err(e) if takes_no_snapshot(&e) => match self.live.untouched(&read) {
-                // It changes faster than it can be read, and its snapshot is another's.
-                Err(e) if e.kind() == ErrorKind::InUse => self.pool.stopped(|| self.live.untouched(&read)),
-                done => done,
-            },
+            Err(e) if takes_no_snapshot(&e) => self.live.without_snapshot(&self.pool, &read),
             done => done,
         }
     }

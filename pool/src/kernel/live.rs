@@ -162,9 +162,25 @@ impl LiveMetadata {
     }
 
     /// Reads without changing anything in the pool. Errors: `InUse` if it commits faster than it can be read.
-    pub(super) fn untouched<T>(&self, mut read: impl FnMut(&Metadata) -> Result<T>) -> Result<T> {
+    pub(super) fn untouched<T>(&self, read: impl FnMut(&Metadata) -> Result<T>) -> Result<T> {
+        self.untouched_within(READINGS, read)
+    }
+
+    /// The same without a snapshot, which another reader has: a pool that commits too fast is stopped while it is read.
+    pub(super) fn without_snapshot<T>(
+        &self,
+        pool: &PoolDevice,
+        mut read: impl FnMut(&Metadata) -> Result<T>,
+    ) -> Result<T> {
+        match self.untouched_within(SNAPSHOTS, &mut read) {
+            Err(e) if e.kind() == ErrorKind::InUse => pool.stopped(|| self.untouched_within(1, &mut read)),
+            done => done,
+        }
+    }
+
+    fn untouched_within<T>(&self, readings: u32, mut read: impl FnMut(&Metadata) -> Result<T>) -> Result<T> {
         let device = self.device()?;
-        for _ in 0..READINGS {
+        for _ in 0..readings {
             let (_, before) = read_superblock(&*device)?;
             let done = Metadata::open(Arc::clone(&device), OpenMode::ReadOnly).and_then(|metadata| read(&metadata));
             let (_, after) = read_superblock(&*device)?;
@@ -176,7 +192,7 @@ impl LiveMetadata {
         Err(Error::new(
             ErrorKind::InUse,
             format!(
-                "read the metadata: it changed {READINGS} times before it was read to its end; try when less is written"
+                "read the metadata: it changed {readings} times before it was read to its end; try when less is written"
             ),
         ))
     }
