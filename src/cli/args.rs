@@ -130,8 +130,7 @@ pub enum Command {
     Upgrade(UpgradeArgs),
     /// Take over another program's thin pool, with its snapshots: containerd's devmapper, or a list of thin devices
     #[command(after_help = examples!(
-        "thinsnap migrate --from-devmapper /var/lib/containerd/devmapper --pool-name containerd-pool --dry-run",
-        "thinsnap migrate --from-devmapper /var/lib/containerd/devmapper --pool-name containerd-pool --take-over",
+        "thinsnap migrate --from-devmapper /var/lib/devmapper --pool-name cri --dry-run",
         "thinsnap migrate --thin-ids devices.txt --pool-name vms --apply --json",
     ))]
     Migrate(MigrateArgs),

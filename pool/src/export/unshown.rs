@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::export::{Exporter, Volume};
+use crate::export::exporter::{Exporter, Volume};
 use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
 
