@@ -29,6 +29,25 @@ fn a_working_pool_tells_counts_mode_and_features() {
 }
 
 #[test]
+fn two_kernels_say_the_same_of_the_same_pool() {
+    // 6.1.0-50-amd64 and 6.12.117+deb13-amd64, word by word alike: new, with a held metadata snapshot, full.
+    let lines = [
+        "0 111/1024 0/10 - rw discard_passdown queue_if_no_space - 256 ",
+        "7 113/1024 3/10 32 rw discard_passdown queue_if_no_space - 256 ",
+        "7 112/1024 10/10 - out_of_data_space no_discard_passdown error_if_no_space - 256 ",
+    ];
+    let [new, held, full] = lines.map(report);
+    assert_eq!((new.transaction_id, new.data_used, new.data_total, new.held_root), (0, 0, 10, None));
+    assert_eq!((held.transaction_id, held.data_used, held.held_root), (7, 3, Some(32)));
+    // The snapshot has the copy of the superblock, and shares the rest.
+    assert_eq!((held.metadata_counted(), full.metadata_counted()), (11, 10));
+    assert_eq!(
+        (full.mode, full.fails_without_space, full.metadata_low_water),
+        (PoolMode::OutOfDataSpace, true, Some(256))
+    );
+}
+
+#[test]
 fn a_pool_in_trouble_tells_which() {
     let full = report("0 112/1024 10/10 - out_of_data_space discard_passdown error_if_no_space - 256 ");
     assert_eq!(full.mode, PoolMode::OutOfDataSpace);
