@@ -15,7 +15,7 @@ TEST_PACKAGES = $(QUICKSTART_PACKAGES) $(FUZZ_PACKAGES) attr busybox-static fio 
 VM_PACKAGES = attr busybox-static dmsetup e2fsprogs python3 qemu-system-x86 thin-provisioning-tools zstd
 BENCH_PACKAGES = $(RUN_PACKAGES) fio python3 qemu-utils
 
-.PHONY: build quickstart chaos test test-kernel power-cut-vm crash-explore mutation-check lint fmt fuzz bench bench-quick fill-cycles deny install clean
+.PHONY: build quickstart chaos test test-kernel test-migrate power-cut-vm crash-explore mutation-check lint fmt fuzz bench bench-quick fill-cycles deny install clean
 
 build:
 	@tests/install-missing.sh $(BUILD_PACKAGES)
@@ -55,6 +55,15 @@ test-kernel:
 	@tests/install-missing.sh $(BUILD_PACKAGES) $(VM_PACKAGES)
 	@tests/fetch-deb.sh trixie thin-provisioning-tools $(CACHE)/thin-tools-1.1
 	@tests/leftovers.sh tests/vm/test_kernel.py $(KERNEL)
+
+# A containerd in a virtual machine is moved from its devmapper snapshotter to thinsnap, and goes on with what it had.
+test-migrate:
+	@tests/install-missing.sh $(BUILD_PACKAGES) $(RUN_PACKAGES) $(VM_PACKAGES) umoci skopeo busybox
+	@tests/fetch-deb.sh bookworm runc $(CACHE)/runc-bookworm
+	@for suite in bookworm trixie sid; do tests/fetch-deb.sh $$suite containerd $(CACHE)/containerd-$$suite || exit; done
+	cargo build
+	@for suite in bookworm trixie sid; do THINSNAP_CACHE=$(CACHE) tests/leftovers.sh tests/vm/run.py --kernel 6.12 -- \
+		sh tests/vm/migrate.sh $$suite $(TARGET)/debug/thinsnap || exit; done
 
 # The power of a virtual machine is cut while containers in it write; every promise made before is judged after each cut.
 POWER_CUTS ?= 20

@@ -25,8 +25,9 @@ use client::Client;
 use direct_client::DirectClient;
 use model_pool::ModelPool;
 use thinsnap::config::{Profile, SnapshotterConfig};
-use thinsnap::snapshot::FsType;
-use thinsnap::snapshotter::Snapshotter;
+use thinsnap::error::ErrorKind;
+use thinsnap::snapshot::{FsType, Labels, Name, Space};
+use thinsnap::snapshotter::{Snapshotter, TAKE_LABEL};
 use thinsnap::store::Store;
 use thinsnap_pool::{
     Access, BlockSize, ByteCount, CreateOptions, EmbeddedOptions, FuseExporter, FuseOptions, KernelOptions, PoolPaths,
@@ -108,6 +109,40 @@ fn root_the_laws_hold_on_xfs_over_a_model_pool() {
         // The long chain says nothing about XFS, and an XFS mount takes its time.
         run_over_model("xfs", |claim| !claim.contains("128"));
     }
+}
+
+#[test]
+fn root_a_prepare_that_names_a_migrated_snapshot_gets_it_once() {
+    let Some(_alone) = can_run("taking a snapshot over") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let pool = model(dir.path());
+    let snapshotter = snapshotter(pool.clone(), dir.path());
+    let space = Space::new("ext4").unwrap();
+    let name = |text: &str| Name::new(text).unwrap();
+    let labels = |old: &str| Labels::from([(TAKE_LABEL.to_owned(), old.to_owned()), ("a".to_owned(), "1".to_owned())]);
+    for (key, committed) in [("one", "base"), ("two", "other")] {
+        snapshotter.prepare(&space, &name(key), None, Labels::new()).unwrap();
+        snapshotter.commit(&space, &name(committed), &name(key), Labels::new(), None).unwrap();
+    }
+    let old = Labels::from([("b".to_owned(), "2".to_owned())]);
+    let mounts = snapshotter.prepare(&space, &name("ns/4/web"), Some(&name("base")), old).unwrap();
+    let before = snapshotter.stat(&space, &name("ns/4/web")).unwrap();
+    let devices = pool.devices().unwrap();
+    let take = |key: &str, parent: &str, old: &str| {
+        snapshotter.prepare(&space, &name(key), Some(&name(parent)), labels(old)).map_err(|error| error.kind())
+    };
+    assert_eq!(take("ns/9/web", "other", "ns/4/web"), Err(ErrorKind::InvalidArgument));
+    assert_eq!(take("ns/9/web", "base", "ns/4/none"), Err(ErrorKind::NotFound));
+    assert_eq!(take("ns/9/web", "base", "other"), Err(ErrorKind::NotActive));
+    assert_eq!(take("base", "base", "ns/4/web"), Err(ErrorKind::AlreadyExists));
+    assert_eq!(take("ns/9/web", "base", "ns/4/web").unwrap(), mounts);
+    assert_eq!(take("ns/10/web", "base", "ns/4/web"), Err(ErrorKind::NotFound));
+    let after = snapshotter.stat(&space, &name("ns/9/web")).unwrap();
+    assert_eq!((after.device, after.created_ns, after.parent), (before.device, before.created_ns, before.parent));
+    assert_eq!(after.labels, Labels::from([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())]));
+    assert_eq!(pool.devices().unwrap(), devices, "no device was made");
+    snapshotter.remove(&space, &name("ns/9/web")).unwrap();
+    snapshotter.remove(&space, &name("base")).unwrap();
 }
 
 /// A pool of 8 GiB in files below `dir`.

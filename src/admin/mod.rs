@@ -1,5 +1,6 @@
 //! Our own gRPC service, which the command line speaks to: over the service's socket or inside its own process.
 
+mod announce;
 mod backend;
 mod backups;
 mod client;
@@ -21,6 +22,7 @@ mod stream;
 mod upgrade;
 mod why_full;
 
+pub use announce::{Announced, announce};
 pub use backend::{Backend, Keeping, PoolMissing, create_pool, host_socket_of, intent_log_in};
 pub use backups::{Backups, Reason};
 pub use client::{Connection, Target, socket_link_of};

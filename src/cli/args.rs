@@ -130,8 +130,8 @@ pub enum Command {
     Upgrade(UpgradeArgs),
     /// Take over another program's thin pool, with its snapshots: containerd's devmapper, or a list of thin devices
     #[command(after_help = examples!(
-        "thinsnap migrate --from-devmapper /var/lib/devmapper --pool-name cri --dry-run",
-        "thinsnap migrate --thin-ids devices.txt --pool-name vms --apply --json",
+        "thinsnap migrate --from-devmapper /srv/devmapper --pool-name pool --dry-run",
+        "thinsnap migrate --announce /run/containerd/containerd.sock",
     ))]
     Migrate(MigrateArgs),
     /// Read one device out of a pool that is too damaged to open

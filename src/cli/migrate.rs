@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use clap::Args;
 use thinsnap_pool::PoolPaths;
 
-use crate::admin::{Migrated, MigrationRequest, MigrationSource, MigrationStep, migrate};
+use crate::admin::{Migrated, MigrationRequest, MigrationSource, MigrationStep, announce, api, migrate};
 use crate::cli::args::Global;
 use crate::cli::backup::config_of;
 use crate::cli::output::Output;
 use crate::cli::render::{clean, count, size, table};
+use crate::cli::session::with_service;
 use crate::error::{Error, ErrorKind, Result};
+use crate::grpc::error_of;
 use crate::snapshot::{Kind, Space};
 
 /// Options of `migrate`.
@@ -18,7 +20,7 @@ use crate::snapshot::{Kind, Space};
 #[group(skip)]
 pub struct MigrateArgs {
     /// Root directory of containerd's devmapper snapshotter (its root_path); containerd must be stopped
-    #[arg(long, value_name = "DIR", group = "from", required_unless_present = "thin_ids", requires = "pool_name")]
+    #[arg(long, value_name = "DIR", group = "from", required_unless_present_any = ["thin_ids", "announce"], requires = "pool_name")]
     from_devmapper: Option<PathBuf>,
     /// A list of thin devices, one a line: ID SIZE FS KIND NAME [PARENT]
     #[arg(long, value_name = "FILE", group = "from", conflicts_with = "from_devmapper")]
@@ -39,7 +41,7 @@ pub struct MigrateArgs {
     #[arg(long)]
     leave_out: bool,
     /// Say what would be done; write nothing
-    #[arg(long, group = "how", required_unless_present_any = ["apply", "take_over"])]
+    #[arg(long, group = "how", required_unless_present_any = ["apply", "take_over", "announce"])]
     dry_run: bool,
     /// Enter the snapshots' records in --root; the pool is only read, and its own program can go on with it
     #[arg(long, group = "how", conflicts_with = "dry_run")]
@@ -47,9 +49,16 @@ pub struct MigrateArgs {
     /// Do that, and take the pool over: from here on it is thinsnap's, and its own program must not use it any more
     #[arg(long, group = "how", conflicts_with_all = ["dry_run", "apply"])]
     take_over: bool,
+    /// Make the containerd at this socket, which runs with thinsnap as a plugin, know the snapshots; without this it deletes
+    /// them when it next collects garbage
+    #[arg(long, value_name = "SOCKET", group = "how", conflicts_with_all = ["dry_run", "apply", "take_over", "from"])]
+    announce: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &MigrateArgs, global: &Global, output: Output) -> Result<()> {
+    if let Some(socket) = &args.announce {
+        return tell_containerd(args, socket.clone(), global, output);
+    }
     let source = match (&args.from_devmapper, &args.thin_ids) {
         (Some(root), None) => MigrationSource::Devmapper(root.clone()),
         (None, Some(file)) => MigrationSource::ThinIds(file.clone()),
@@ -74,6 +83,32 @@ pub(crate) fn run(args: &MigrateArgs, global: &Global, output: Output) -> Result
     };
     let done = migrate(&config_of(global)?, &request)?;
     output.answer(&done, migrated_text)
+}
+
+fn tell_containerd(args: &MigrateArgs, socket: PathBuf, global: &Global, output: Output) -> Result<()> {
+    let space = args.snapshotter.clone();
+    let done = with_service(&global.target(), |mut client| async move {
+        let request = api::SnapshotListRequest { space, filters: Vec::new() };
+        let mut batches = client.snapshot_list(request).await.map_err(|status| error_of(&status))?.into_inner();
+        let mut listed = Vec::new();
+        while let Some(batch) = batches.message().await.map_err(|status| error_of(&status))? {
+            listed.extend(batch.snapshots);
+        }
+        announce(socket, &listed).await
+    })?;
+    output.answer(&done, |done| {
+        let mut text =
+            format!("containerd knows {} now, and {} before\n", count(done.told.len() as u64, "snapshot"), done.known);
+        for unknown in &done.unknown {
+            text.push_str(&format!("NOT KNOWN: {}\n", clean(unknown)));
+        }
+        text
+    })?;
+    if done.unknown.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Unavailable, "containerd does not know all snapshots, and will delete those")
+        .advise("see to the cause and run the same command again, before anything is removed in containerd"))
 }
 
 fn migrated_text(done: &Migrated) -> String {

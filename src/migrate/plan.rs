@@ -223,7 +223,7 @@ fn check_labels(labels: &Labels) -> Result<(), String> {
 fn labels_of(one: &Wanted) -> Labels {
     let mut labels = one.labels.clone();
     labels.retain(|_, value| !value.is_empty());
-    let layer = one.name.splitn(3, '/').nth(2).filter(|layer| layer.starts_with("sha256:"));
+    let layer = one.name.splitn(3, '/').nth(2).filter(|layer| !layer.is_empty());
     if let Some(layer) = layer.filter(|_| one.kind == Kind::Committed) {
         labels.entry(REF_LABEL.to_owned()).or_insert_with(|| layer.to_owned());
     }

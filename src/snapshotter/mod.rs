@@ -14,6 +14,7 @@ mod recover;
 mod remove;
 #[expect(clippy::module_inception, reason = "the room's public noun has the room's name")]
 mod snapshotter;
+mod take;
 mod tripwire;
 mod view;
 
@@ -21,3 +22,4 @@ pub use filter::Filter;
 pub use labels::LabelChange;
 pub use recover::Recovered;
 pub use snapshotter::{Parts, Snapshotter};
+pub use take::TAKE_LABEL;

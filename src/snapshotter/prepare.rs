@@ -11,6 +11,7 @@ use crate::snapshotter::claims::DeviceHold;
 use crate::snapshotter::labels::{check_labels, now_ns, wanted_size};
 use crate::snapshotter::mounts::mounts_of;
 use crate::snapshotter::snapshotter::Snapshotter;
+use crate::snapshotter::take::TAKE_LABEL;
 use crate::store::{REF_LABEL, Records, Rows};
 
 /// What a new snapshot or view is made of.
@@ -31,6 +32,9 @@ impl Snapshotter {
         let labels = check_labels(labels)?;
         let _claim = self.claims.key(space, key);
         self.refuse_taken(space, key)?;
+        if let Some(old) = labels.get(TAKE_LABEL).cloned() {
+            return self.take(space, key, parent, labels, &old);
+        }
         if let Some(reference) = labels.get(REF_LABEL)
             && let Some(name) = self.store.read()?.find_by_ref(space, reference, parent)?
         {
