@@ -66,8 +66,20 @@ impl KernelPool {
         let opened = Self::assemble(pool, names, node, block_size, Some(below), options.run_dir.clone(), lock);
         heal_devices(&opened.pool, &opened.devices_shown(), &opened.live)?;
         // After a power cut the mark in the run directory is gone, and the snapshot is still in the metadata.
-        if running.is_none() && opened.live.release_any(&opened.pool)? {
-            tracing::info!("a metadata snapshot that was held when the pool stopped is released: nobody reads it");
+        if running.is_none() {
+            match opened.live.release_any(&opened.pool) {
+                Ok(false) => {}
+                Ok(true) => {
+                    tracing::info!(
+                        "a metadata snapshot that was held when the pool stopped is released: nobody reads it"
+                    );
+                }
+                // Metadata that is full takes no change but growth: the pool is of use all the same.
+                Err(e) if takes_no_snapshot(&e) => {
+                    tracing::warn!("the pool keeps a metadata snapshot, which keeps deleted blocks: {e}");
+                }
+                Err(e) => return Err(e),
+            }
         }
         let count = opened.read(Metadata::device_count)?;
         opened.device_count.store(count, Ordering::Relaxed);
