@@ -39,12 +39,31 @@ use support::service::Service;
 
 /// The plugin name of the callers.
 const PLUGIN: &str = "thinsnap";
-/// How often the service is killed.
-const KILLS: u32 = 500;
-/// Callers at once.
-const CALLERS: u64 = 12;
 /// Blocks of 4 KiB in the file of each mounted container.
 const BLOCKS: usize = 2048;
+
+/// How hard the service is tried. `THINSNAP_SERVE_KILLS` sets how often it is killed.
+struct Plan {
+    kills: u32,
+    callers: u64,
+    publishers: u64,
+    /// The time between two kills is longer by this.
+    slowness: usize,
+}
+
+impl Plan {
+    /// A virtual machine without hardware's help takes twenty times as long for a call.
+    fn new() -> Self {
+        let mut plan = match std::env::var_os("THINSNAP_VM") {
+            Some(_) => Self { kills: 25, callers: 4, publishers: 1, slowness: 20 },
+            None => Self { kills: 500, callers: 12, publishers: 3, slowness: 1 },
+        };
+        if let Ok(kills) = std::env::var("THINSNAP_SERVE_KILLS") {
+            plan.kills = kills.parse().unwrap();
+        }
+        plan
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn root_killing_the_service_loses_nothing_leaks_nothing_and_disturbs_no_container() {
@@ -54,6 +73,7 @@ async fn root_killing_the_service_loses_nothing_leaks_nothing_and_disturbs_no_co
     ) {
         return;
     }
+    let plan = Plan::new();
     let mut service = Service::start("");
     let seed = seed();
     let mut dice = Dice::new(seed);
@@ -72,7 +92,7 @@ async fn root_killing_the_service_loses_nothing_leaks_nothing_and_disturbs_no_co
 
     let stop = Arc::new(AtomicBool::new(false));
     let mut callers = JoinSet::new();
-    for n in 0..CALLERS {
+    for n in 0..plan.callers {
         let client = Client::new(&service.socket(), PLUGIN);
         let mut caller = Caller::new(client, format!("caller-{n:02}"), seed + n, &layers);
         let stop = Arc::clone(&stop);
@@ -85,7 +105,7 @@ async fn root_killing_the_service_loses_nothing_leaks_nothing_and_disturbs_no_co
         });
     }
     let mut publishers = JoinSet::new();
-    for n in 0..3 {
+    for n in 0..plan.publishers {
         let client = Client::new(&service.socket(), PLUGIN);
         let mut publisher = Publisher::new(client, format!("publisher-{n}"), "layer", service.dir());
         let stop = Arc::clone(&stop);
@@ -97,10 +117,10 @@ async fn root_killing_the_service_loses_nothing_leaks_nothing_and_disturbs_no_co
         });
     }
     let start = Instant::now();
-    for kill in 0..KILLS {
+    for kill in 0..plan.kills {
         // One in four dies on its way up, in the middle of recovery; the others at work.
         let wait = if kill % 4 == 3 { dice.below(30) } else { 20 + dice.below(130) };
-        tokio::time::sleep(Duration::from_millis(u64::try_from(wait).unwrap())).await;
+        tokio::time::sleep(Duration::from_millis(u64::try_from(wait * plan.slowness).unwrap())).await;
         assert_eq!(callers.try_join_next().map(|ended| ended.map(|(_, lost)| lost).ok()), None, "a caller ended");
         assert!(publishers.try_join_next().is_none(), "a publisher ended");
         containers.iter().for_each(Container::assert_running);
@@ -120,8 +140,11 @@ async fn root_killing_the_service_loses_nothing_leaks_nothing_and_disturbs_no_co
         done.push(caller);
     }
     let published: u64 = publishers.join_all().await.into_iter().sum();
-    println!("{KILLS} kills in {took:?}: {answered} calls answered, {lost} cut off, {published} commits while mounted");
-    assert!(lost > KILLS / 4, "only {lost} calls were cut off: the load is too light to prove anything");
+    println!(
+        "{} kills in {took:?}: {answered} calls answered, {lost} cut off, {published} commits while mounted",
+        plan.kills
+    );
+    assert!(lost > plan.kills / 4, "only {lost} calls were cut off: the load is too light to prove anything");
 
     for caller in &mut done {
         caller.check_marks().await;

@@ -198,6 +198,12 @@ pub fn intent_log_in(run_dir: &Path) -> PathBuf {
     run_dir.join("intent.log")
 }
 
+/// Where the pool-host of a run directory shows its devices' files: mounted while one lives, gone when it ends in order.
+#[must_use]
+pub fn export_of(run_dir: &Path) -> PathBuf {
+    run_dir.join("export")
+}
+
 /// Where the pool-host of a run directory listens.
 #[must_use]
 pub fn host_socket_of(run_dir: &Path) -> PathBuf {

@@ -5,6 +5,7 @@
 //! commits what its intent log holds, the kernel commits what it has, and only then the other one opens it. Killed in
 //! between, the pool is down, which any start goes on from.
 
+use std::io::ErrorKind::NotFound;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -12,12 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thinsnap_pool::{
-    ConnectOptions, DescriptorStore, DeviceId, Engine, HostKeeper, IntentLogState, KernelOptions, KernelPool,
-    PoolPaths, Replaced, SpawnOptions, StopOutcome, ThinPool, choose_engine, intent_log_of, kernel_serves, open_kernel,
-    withdraw_from_kernel,
+    ConnectOptions, DescriptorStore, DeviceId, Engine, HostKeeper, KernelOptions, KernelPool, PoolPaths, Replaced,
+    SpawnOptions, StopOutcome, ThinPool, choose_engine, kernel_serves, open_kernel, withdraw_from_kernel,
 };
 
-use crate::admin::backend::{Keeping, host_socket_of, intent_log_in};
+use crate::admin::backend::{Keeping, export_of, host_socket_of, intent_log_in};
+use crate::admin::pool_files::private_dir;
+use crate::admin::run_dir;
 use crate::config::{Config, run_dir_of};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -60,10 +62,14 @@ impl PoolEngine {
             return Self::host(config, paths, descriptors, store, choice.why);
         }
         // While the kernel has the pool no pool-host can: then there is none to look for.
-        if !kernel_serves(paths, &kernel_options(config))? && host_has_it(config, paths, &descriptors)? {
+        if !kernel_serves(paths, &kernel_options(config))? && host_has_it(config, &descriptors) {
             let keeper = start_host(config, paths, descriptors, Arc::clone(&store))?;
             match keeper.close()? {
-                StopOutcome::Stopping => tracing::info!("the pool-host has gone: the kernel takes the pool over"),
+                StopOutcome::Stopping => {
+                    tracing::info!("the pool-host has gone: the kernel takes the pool over");
+                    run_dir::remove(&config.run_dir);
+                    private_dir(&config.run_dir)?;
+                }
                 StopOutcome::Busy(_) if config.engine == Engine::Auto => {
                     let why = "devices were in use when the service started, and a pool-host serves them".to_owned();
                     return Self::host(config, paths, Vec::new(), store, why);
@@ -177,16 +183,13 @@ pub fn kernel_options(config: &Config) -> KernelOptions {
     }
 }
 
-/// True if a pool-host lives, or one that died has left devices or changes that only the embedded engine can go on
-/// with.
-fn host_has_it(config: &Config, paths: &PoolPaths, descriptors: &[OwnedFd]) -> Result<bool> {
-    if !descriptors.is_empty() || UnixStream::connect(host_socket_of(&config.run_dir)).is_ok() {
-        return Ok(true);
-    }
-    Ok(match intent_log_of(paths, &intent_log_in(&config.run_dir))? {
-        IntentLogState::Nothing | IntentLogState::OtherBoot | IntentLogState::OtherPool => false,
-        IntentLogState::Pending { .. } | IntentLogState::Doubtful { .. } => true,
-    })
+/// True if a pool-host lives, or one that died has left devices that wait for the next, or a mount: who ends in order
+/// takes his export directory along. What else a dead one left stands in its intent log, which `open_kernel` drains.
+fn host_has_it(config: &Config, descriptors: &[OwnedFd]) -> bool {
+    !descriptors.is_empty()
+        || UnixStream::connect(host_socket_of(&config.run_dir)).is_ok()
+        // The mount of a dead one answers with errors of its own.
+        || !matches!(export_of(&config.run_dir).symlink_metadata(), Err(error) if error.kind() == NotFound)
 }
 
 fn served_by_another(serves: &str, wanted: &str, busy: &[DeviceId]) -> Error {

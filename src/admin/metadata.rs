@@ -6,12 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thinsnap_pool::{
-    BlockDevice, ConnectOptions, DumpSource, FileDevice, HostClient, PoolPaths, Report, Severity, ThinPool, ViewDevice,
-    audit, dump,
+    BlockDevice, ConnectOptions, DumpSource, FileDevice, HostClient, Report, Severity, ThinPool, ViewDevice, audit,
+    dump, kernel_serves, open_kernel,
 };
 
+use crate::admin::backend::host_socket_of;
+use crate::admin::engine::kernel_options;
+use crate::admin::pool_files::pool_paths_of;
 use crate::admin::protocol::api;
 use crate::admin::store_check::judge_store;
+use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Reader;
 
@@ -47,15 +51,22 @@ impl MetadataReader {
         })
     }
 
-    /// The metadata of a pool without a service; a pool-host at `host_socket` may be serving it all the same.
-    pub fn of_pool(paths: &PoolPaths, host_socket: &Path) -> Result<Self> {
+    /// The metadata of a configuration's pool without a service; a pool-host or the kernel may be serving it all the
+    /// same.
+    pub fn of_pool(config: &Config) -> Result<Self> {
+        let paths = &pool_paths_of(&config.root);
+        // What hinders this question is wrong with the metadata, and told by who reads it below.
+        if kernel_serves(paths, &kernel_options(config)).unwrap_or(false) {
+            let pool = open_kernel(paths, &kernel_options(config))?;
+            return Ok(Self::Served { path: paths.metadata.clone(), pool });
+        }
         match FileDevice::open_read_only(&paths.metadata) {
             Ok(device) => return Ok(Self::Bare(Arc::new(device))),
             Err(error) if error.kind() == thinsnap_pool::ErrorKind::InUse => {}
             Err(error) => return Err(error.into()),
         }
         let options = ConnectOptions {
-            socket: host_socket.to_owned(),
+            socket: host_socket_of(&config.run_dir),
             identity: None,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             // Nobody here would start another host.

@@ -23,7 +23,7 @@ mod upgrade;
 mod why_full;
 
 pub use announce::{Announced, announce};
-pub use backend::{Backend, Keeping, PoolMissing, create_pool, host_socket_of, intent_log_in};
+pub use backend::{Backend, Keeping, PoolMissing, create_pool, export_of, host_socket_of, intent_log_in};
 pub use backups::{Backups, Reason};
 pub use client::{Connection, Target, socket_link_of};
 pub use engine::kernel_options;

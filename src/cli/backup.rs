@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use thinsnap_pool::PoolPaths;
 
-use crate::admin::{Backups, Connection, LockedPool, MetadataReader, Reason, api, host_socket_of, pool_paths_of};
+use crate::admin::{Backups, Connection, LockedPool, MetadataReader, Reason, api, pool_paths_of};
 use crate::cli::args::{Global, examples};
 use crate::cli::output::Output;
 use crate::cli::recovery::{confirmed, put_back_text};
@@ -88,8 +88,8 @@ fn now(global: &Global) -> Result<api::PoolBackup> {
             Ok(client.pool_backup_now(api::PoolBackupNowRequest {}).await.map_err(|s| error_of(&s))?.into_inner())
         });
     }
-    let (backups, paths, config) = ring(global)?;
-    let metadata = MetadataReader::of_pool(&paths, &host_socket_of(&config.run_dir))?;
+    let (backups, _, config) = ring(global)?;
+    let metadata = MetadataReader::of_pool(&config)?;
     let made = backups.take(&metadata, Reason::Asked)?;
     made.ok_or_else(|| Error::new(ErrorKind::Internal, "back up the metadata: nothing was made"))
 }

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use thinsnap_pool::ByteCount;
+use thinsnap_pool::{ByteCount, Engine, choose_engine};
 
 use crate::cli::args::Global;
 use crate::cli::output::{Output, write_stdout};
 use crate::cli::render::{clean, size};
 use crate::cli::session::with_service;
-use crate::config::{ROOT_DEFAULT, SOCKET_DEFAULT};
+use crate::config::{Config, Overrides, ROOT_DEFAULT, SOCKET_DEFAULT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::grpc::error_of;
 
@@ -73,7 +73,11 @@ pub(crate) fn run(args: &DoctorArgs, global: &Global, output: Output) -> Result<
     if args.containerd_config {
         return write_stdout(containerd_config(&root, &socket).as_bytes());
     }
-    let mut checks = vec![user(), kernel(), fuse(), loop_control(), loop_count(), io_uring(), device_mapper()];
+    let overrides = Overrides { root: global.root.clone(), engine: global.engine, ..Overrides::default() };
+    let wanted = Config::load(global.config.as_deref(), overrides)?.engine;
+    let mut checks = vec![user(), kernel()];
+    checks.extend(engine(wanted));
+    checks.extend([loop_control(), loop_count()]);
     checks.extend([mkfs("mkfs.ext4", "e2fsprogs", State::Missing), mkfs("mkfs.xfs", "xfsprogs", State::Warning)]);
     checks.extend([direct_io(&root), free_space(&root), containerd(), service(global)]);
     let report = Report { ready: checks.iter().all(|check| check.state != State::Missing), checks };
@@ -193,11 +197,54 @@ fn io_uring() -> Check {
     }
 }
 
-fn device_mapper() -> Check {
-    if Path::new("/sys/module/dm_thin_pool").exists() {
-        Check::ok("dm-thin", "in this kernel")
-    } else {
-        Check::ok("dm-thin", "not loaded; the embedded engine does not need it")
+/// Which engine a pool that nobody uses would get and why, and what that one needs. The kernel's modules are loaded by
+/// the look at them, if they are there.
+fn engine(wanted: Engine) -> Vec<Check> {
+    const NAME: &str = "engine";
+    const DM_THIN: &str = "dm-thin";
+    let kernel = match choose_engine(Engine::Kernel) {
+        Ok(choice) => Ok(choice.why),
+        Err(error) => Err((error.to_string(), why_no_kernel(error.kind()))),
+    };
+    let asked = if wanted == Engine::Auto { "" } else { ", as it was asked for" };
+    let mut checks = match (wanted, kernel) {
+        (Engine::Auto | Engine::Kernel, Ok(why)) => {
+            return vec![Check::ok(NAME, format!("kernel{asked}: {why}"))];
+        }
+        (Engine::Kernel, Err((why, fix))) => {
+            return vec![Check::missing(NAME, format!("kernel{asked}, and not to be had: {why}"), fix)];
+        }
+        (Engine::Auto, Err((why, fix))) => vec![
+            Check::ok(NAME, "embedded: a pool-host of ours moves the blocks"),
+            Check {
+                name: DM_THIN,
+                state: State::Ok,
+                found: format!("the kernel engine cannot be: {why}"),
+                fix: Some(fix.into()),
+            },
+        ],
+        (Engine::Embedded, Ok(why)) => vec![
+            Check::ok(NAME, format!("embedded{asked}")),
+            Check::ok(DM_THIN, format!("{why}: --engine kernel would work too")),
+        ],
+        (Engine::Embedded, Err((why, _))) => {
+            vec![Check::ok(NAME, format!("embedded{asked}")), Check::ok(DM_THIN, format!("not needed; {why}"))]
+        }
+    };
+    checks.extend([fuse(), io_uring()]);
+    checks
+}
+
+/// What to do for the kernel engine.
+fn why_no_kernel(kind: thinsnap_pool::ErrorKind) -> &'static str {
+    match kind {
+        thinsnap_pool::ErrorKind::Denied => {
+            "run as root with CAP_SYS_ADMIN; in a container: a privileged one that has /dev/mapper/control"
+        }
+        _ => {
+            "modprobe dm_thin_pool (it comes with the kernel's package of modules: Debian linux-image-amd64, Fedora \
+             kernel-modules); where udev runs, also install dmsetup"
+        }
     }
 }
 

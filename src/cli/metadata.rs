@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::admin::api::{self, pool_check_reply::Step};
-use crate::admin::{Connection, MetadataReader, Target, host_socket_of, pool_paths_of, verdict};
+use crate::admin::{Connection, MetadataReader, Target, verdict};
 use crate::cli::args::Global;
 use crate::cli::output::{Output, Stdout};
 use crate::cli::render::{clean, count};
@@ -117,14 +117,10 @@ fn open(file: Option<&Path>, global: &Global, target: &Target) -> Result<Option<
     }
     let overrides = Overrides { root: global.root.clone(), engine: global.engine, ..Overrides::default() };
     let config = Config::load(global.config.as_deref(), overrides)?;
-    let paths = pool_paths_of(&config.root);
-    let metadata =
-        MetadataReader::of_pool(&paths, &host_socket_of(&config.run_dir)).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => {
-                error.advise("name the pool's directory with --root, or its metadata with --metadata")
-            }
-            _ => error,
-        })?;
+    let metadata = MetadataReader::of_pool(&config).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => error.advise("name the pool's directory with --root, or its metadata with --metadata"),
+        _ => error,
+    })?;
     Ok(Some(metadata))
 }
 

@@ -9,7 +9,7 @@ use thinsnap_pool::{
     run_host,
 };
 
-use crate::admin::{host_socket_of, intent_log_in};
+use crate::admin::{export_of, host_socket_of, intent_log_in};
 use crate::config::LogFormat;
 use crate::error::Result;
 use crate::serve::log;
@@ -22,7 +22,7 @@ pub fn pool_host(paths: &PoolPaths, run_dir: &Path, no_space: NoSpace) -> Result
     log::start("info", LogFormat::Text)?;
     let options = HostOptions { socket: host_socket_of(run_dir), idle_after: IDLE_AFTER, supervised: true };
     run_host(&options, |inherited| {
-        let mut export = FuseOptions::new(run_dir.join("export"));
+        let mut export = FuseOptions::new(export_of(run_dir));
         export.no_space = no_space;
         export.alive = Some(run_dir.join("host.alive"));
         let exporter: Arc<dyn Exporter> = Arc::new(FuseExporter::begin(export, inherited)?);

@@ -53,11 +53,23 @@ pub(crate) fn clear(dir: &Path) {
         let _ = umount2(point, MntFlags::MNT_DETACH);
     }
     for device in loops_of(dir) {
+        remove_above(&device);
         let _ = Command::new("losetup").arg("-d").arg(device).status();
     }
     kill_naming(&dir.display().to_string());
     for point in mounts_of(dir) {
         let _ = umount2(&point, MntFlags::MNT_DETACH);
+    }
+}
+
+/// Takes the devices of device-mapper away that stand on a device.
+fn remove_above(device: &Path) {
+    let Some(name) = device.file_name() else { return };
+    let holders = fs::read_dir(Path::new("/sys/block").join(name).join("holders"));
+    for holder in holders.into_iter().flatten().flatten() {
+        let above = Path::new("/dev").join(holder.file_name());
+        remove_above(&above);
+        let _ = Command::new("dmsetup").args(["remove", "--force"]).arg(above).status();
     }
 }
 

@@ -32,6 +32,8 @@ pub(crate) struct Service {
     daemon: Option<Child>,
     /// The program; another file than the one under test plays another version of it.
     program: PathBuf,
+    /// `--engine`.
+    engine: String,
     /// Keeps descriptors for the service between its lives.
     supervisor: Option<Supervisor>,
 }
@@ -42,7 +44,8 @@ impl Service {
         let dir = tempfile::Builder::new().prefix("ts-").tempdir().expect("a temporary directory can be made");
         let file = dir.path().join("thinsnap.toml");
         fs::write(&file, config).expect("a configuration can be written");
-        let mut service = Self { dir, config: file, daemon: None, program: THINSNAP.into(), supervisor: None };
+        let mut service =
+            Self { dir, config: file, daemon: None, program: THINSNAP.into(), engine: engine(), supervisor: None };
         service.up();
         service
     }
@@ -60,6 +63,22 @@ impl Service {
     /// From the next start on, the service is this program.
     pub(crate) fn set_program(&mut self, program: &Path) {
         self.program = program.to_owned();
+    }
+
+    /// From the next start on, the service is told to use this engine.
+    pub(crate) fn set_engine(&mut self, engine: &str) {
+        self.engine = engine.to_owned();
+    }
+
+    /// Starts the service, which must refuse to; its exit status and the end of its log.
+    pub(crate) fn refuses(&self) -> (Option<i32>, String) {
+        let mut daemon = self.command().spawn().expect("thinsnap can be started");
+        let mut ended = None;
+        wait_until("the service to refuse", END_LIMIT, || {
+            ended = daemon.try_wait().expect("a child can be waited for");
+            ended.is_some()
+        });
+        (ended.and_then(|status| status.code()), tail(&self.log()))
     }
 
     /// The file system of the pool-host.
@@ -193,7 +212,7 @@ impl Service {
         let log = log.create(true).append(true).open(self.log()).expect("a log can be opened");
         let mut command = Command::new(&self.program);
         command.arg("serve").arg("--root").arg(self.root()).arg("--socket").arg(self.socket());
-        command.args(["--size", "10G", "--engine", &engine()]).arg("--config").arg(&self.config);
+        command.args(["--size", "10G", "--engine", &self.engine]).arg("--config").arg(&self.config);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command
     }

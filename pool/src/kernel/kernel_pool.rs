@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::claims::Claims;
 use crate::device::FileDevice;
@@ -60,7 +60,7 @@ impl KernelPool {
             Some(state) => (state.number, attach(&control, &names, state, [metadata, data], options.features)?),
             None => start(&control, &names, [metadata, data], options.features)?,
         };
-        let pool = PoolDevice { name: names.pool_name(), control, number };
+        let pool = PoolDevice { name: names.pool_name(), control, number, running: RwLock::default() };
         let block_size = pool.table()?.block_size;
         let node = below[0].node.clone();
         let opened = Self::assemble(pool, names, node, block_size, Some(below), options.run_dir.clone(), lock);
@@ -103,7 +103,7 @@ impl KernelPool {
                 "no such device of device-mapper is there: have its owner start it (LVM: lvchange --activate y)",
             ));
         };
-        let pool = PoolDevice { control, name: name.to_owned(), number: state.number };
+        let pool = PoolDevice { control, name: name.to_owned(), number: state.number, running: RwLock::default() };
         let table = pool.table().map_err(|e| {
             e.doing("it is no thin pool; that of LVM's volume VG/POOL is the device whose name ends in -tpool")
         })?;

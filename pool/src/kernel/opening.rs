@@ -3,7 +3,7 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
@@ -48,7 +48,12 @@ pub(super) fn attach(
     paths: [&Path; 2],
     features: PoolFeatures,
 ) -> Result<[Below; 2]> {
-    let pool = PoolDevice { control: Arc::clone(control), name: names.pool_name(), number: state.number };
+    let pool = PoolDevice {
+        control: Arc::clone(control),
+        name: names.pool_name(),
+        number: state.number,
+        running: RwLock::default(),
+    };
     let table = pool.table()?;
     let below = |path: &Path, number: DeviceNumber| match Below::find(path)? {
         Some(below) if below.number == number => Ok(below),

@@ -1,6 +1,6 @@
 //! The pool as a device of device-mapper: messages, status, tables.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::control::Control;
@@ -14,6 +14,8 @@ pub(super) struct PoolDevice {
     pub(super) control: Arc<Control>,
     pub(super) name: String,
     pub(super) number: DeviceNumber,
+    /// Held for writing while the pool is suspended: the kernel refuses to set a thin device up then.
+    pub(super) running: RwLock<()>,
 }
 
 impl PoolDevice {
@@ -66,8 +68,14 @@ impl PoolDevice {
             .map_err(|e| e.doing(format_args!("the device {}", self.name)))
     }
 
+    /// Keeps the pool from being suspended, for as long as a thin device is set up.
+    pub(super) fn keep_running(&self) -> RwLockReadGuard<'_, ()> {
+        self.running.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Puts another table in place; active devices wait for it. After an error the old one is in place.
     pub(super) fn reload(&self, table: &PoolTable) -> Result<()> {
+        let _stopping = self.running.write().unwrap_or_else(PoisonError::into_inner);
         let old = self.table()?;
         self.control.load(&self.name, &table.line(), table.read_only)?;
         let Err(e) = self.control.resume(&self.name) else { return Ok(()) };
@@ -82,6 +90,7 @@ impl PoolDevice {
 
     /// Runs `work` while the pool and all its devices hold their requests back, with everything committed.
     pub(super) fn stopped<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _stopping = self.running.write().unwrap_or_else(PoisonError::into_inner);
         self.control.suspend(&self.name)?;
         let _resume = Resume { control: &self.control, name: &self.name };
         work()

@@ -55,6 +55,7 @@ impl ThinDevices<'_> {
     pub(super) fn show(&self, table: &ThinTable, access: Access) -> Result<PathBuf> {
         let name = self.names.thin_name(table.id);
         let control = self.control();
+        let _running = self.pool.keep_running();
         control.create(&name, &self.names.thin_uuid(table.id))?;
         let shown = control
             .load(&name, &table.line(), access == Access::ReadOnly)
@@ -92,6 +93,7 @@ impl ThinDevices<'_> {
             return in_use("it is active over another external device");
         }
         if wanted.size > table.size {
+            let _running = self.pool.keep_running();
             let larger = ThinTable { size: wanted.size, ..table };
             self.control().load(&name, &larger.line(), state.read_only)?;
             self.control().resume(&name)?;
