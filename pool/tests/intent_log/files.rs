@@ -47,7 +47,7 @@ fn id(number: u32) -> DeviceId {
 
 /// A pool with five acknowledged writes that only its log knows: no commit comes in between.
 fn unflushed() -> Ground {
-    let mut ground = Ground::new(40, 128);
+    let ground = Ground::new(40, 128);
     ground.pool().create_thin(id(1)).unwrap();
     ground.hold_flushes(true);
     ground.pool().activate(id(1), SIZE, Access::ReadWrite).unwrap();
