@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use direct_exporter::DirectExporter;
-use host_tools::{Mounted, eventually, leftovers, skipped_without_root};
+use host_tools::{Mounted, eventually, leftovers, skipped_without_root, when_free};
 use thinsnap_pool::{
     Access, BlockDevice, BlockSize, ByteCount, CreateOptions, DeviceId, DirectToken, Direction, EmbeddedOptions,
     EmbeddedPool, Error, ErrorKind, Exporter, Extents, FileDevice, FuseExporter, FuseOptions, MemoryDevice, PoolMode,
@@ -66,13 +66,7 @@ fn opened(paths: &PoolPaths) -> (Arc<EmbeddedPool>, Arc<DirectExporter>) {
 
 fn opened_with(paths: &PoolPaths, options: &EmbeddedOptions) -> (Arc<EmbeddedPool>, Arc<DirectExporter>) {
     let exporter = DirectExporter::new();
-    let mut pool = None;
-    // A program that another test starts holds our files between its fork and its exec.
-    eventually("the pool is free", || match open_embedded(paths, exporter.clone(), options) {
-        Err(e) if e.kind() == ErrorKind::InUse => false,
-        opened => pool.replace(opened.unwrap()).is_none(),
-    });
-    (pool.unwrap(), exporter)
+    (when_free(|| open_embedded(paths, exporter.clone(), options)), exporter)
 }
 
 /// Where files have real room and direct I/O.
@@ -141,7 +135,7 @@ fn a_limit_on_file_sizes_costs_the_write_that_meets_it_and_nothing_else() {
     drop(volume);
     pool.close().unwrap();
     drop(pool);
-    let metadata = FileDevice::open_read_only(&paths.metadata).unwrap();
+    let metadata = when_free(|| FileDevice::open_read_only(&paths.metadata));
     assert!(thinsnap_pool::audit(&metadata, &|_| ()).unwrap().is_sound());
 }
 

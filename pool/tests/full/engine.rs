@@ -10,6 +10,7 @@ use thinsnap_pool::{
 };
 
 use crate::disk::{BLOCK, device};
+use crate::host_tools::{eventually, when_free};
 use crate::support::direct_exporter::DirectExporter;
 
 /// Four writers map block after block until no metadata is left above the reserve.
@@ -191,7 +192,7 @@ fn free_blocks_that_a_dead_process_left_full_are_emptied_and_others_are_left_alo
     };
     create(&options).unwrap();
     let exporter = DirectExporter::new();
-    let open = || open_embedded(&paths, Arc::clone(&exporter) as _, &EmbeddedOptions::default()).unwrap();
+    let open = || when_free(|| open_embedded(&paths, Arc::clone(&exporter) as _, &EmbeddedOptions::default()));
     let pool = open();
     pool.create_thin(device(1)).unwrap();
     pool.activate(device(1), ByteCount(64 << 20), Access::ReadWrite).unwrap();
@@ -208,7 +209,7 @@ fn free_blocks_that_a_dead_process_left_full_are_emptied_and_others_are_left_alo
     drop(file);
     assert!(allocated() >= 72 << 20);
     let pool = open();
-    crate::host_tools::eventually("the pool trims itself after an unclean end", || allocated() <= 9 << 20);
+    eventually("the pool trims itself after an unclean end", || allocated() <= 9 << 20);
     let file = std::fs::OpenOptions::new().write(true).open(&paths.data).unwrap();
     file.write_all_at(&vec![9; 8 << 20], 100 << 20).unwrap();
     drop(file);

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use thinsnap_pool::{ErrorKind, Result};
+
 /// Prints why a test that needs root cannot run, and returns true, unless it can.
 pub(crate) fn skipped_without_root() -> bool {
     let why = if !nix::unistd::geteuid().is_root() {
@@ -90,4 +92,15 @@ pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "in vain waited until {what}");
         std::thread::park_timeout(Duration::from_millis(5));
     }
+}
+
+/// What `open` gives as soon as nobody has the files: a program that another test starts holds ours between its fork and
+/// its exec.
+pub(crate) fn when_free<T>(mut open: impl FnMut() -> Result<T>) -> T {
+    let mut found = None;
+    eventually("the pool is free", || match open() {
+        Err(e) if e.kind() == ErrorKind::InUse => false,
+        opened => found.replace(opened.unwrap()).is_none(),
+    });
+    found.unwrap()
 }
