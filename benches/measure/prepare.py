@@ -17,7 +17,7 @@ def measure(thinsnap, client, directory, depths, repeats, file_mib, seconds):
         at.mkdir()
         prepared = json.loads(run(
             client, "--socket", service.socket, "--at", at, "--repeats", repeats, "--file-mib", file_mib,
-            "--depths", ",".join(map(str, depths))))
+            "--depths", ",".join(map(str, depths))))["points"]
         for row in prepared:
             both = row["prepare_and_mount_ms"]
             print(f"  depth {row['depth']}: prepare + mount {both['p50']:.2f} ms, p99 {both['p99']:.2f}", flush=True)
