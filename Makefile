@@ -13,9 +13,9 @@ QUICKSTART_PACKAGES = $(RUN_PACKAGES) debootstrap procps python3 skopeo umoci
 FUZZ_PACKAGES = g++ util-linux
 TEST_PACKAGES = $(QUICKSTART_PACKAGES) $(FUZZ_PACKAGES) attr busybox-static fio libcap2-bin libseccomp2 thin-provisioning-tools
 VM_PACKAGES = attr busybox-static dmsetup e2fsprogs python3 qemu-system-x86 thin-provisioning-tools zstd
-BENCH_PACKAGES = $(RUN_PACKAGES) fio python3 qemu-utils
+BENCH_PACKAGES = $(RUN_PACKAGES) btrfs-progs fio python3 qemu-system-common qemu-utils
 
-.PHONY: build quickstart chaos test test-kernel test-migrate power-cut-vm crash-explore mutation-check lint fmt fuzz bench bench-quick fill-cycles deny install clean
+.PHONY: build quickstart chaos test test-kernel test-migrate power-cut-vm crash-explore mutation-check lint fmt fuzz bench bench-quick bench-compare fill-cycles deny install clean
 
 build:
 	@tests/install-missing.sh $(BUILD_PACKAGES)
@@ -100,14 +100,22 @@ chaos:
 	@tests/install-missing.sh $(TEST_PACKAGES)
 	THINSNAP_CHAOS_KILLS=$(or $(KILLS),200) tests/leftovers.sh $(CARGO) test --test chaos -- --show-output --test-threads=1
 
-# Writes docs/benchmarks.md from its own measurements; about 20 minutes, bench-quick about 5.
+# Measures thinsnap next to its rivals; writes docs/benchmarks.md and .html, and benches/raw. Within 60 minutes, bench-quick within
+# 5; BENCH="--only first-write" takes some of it. Interrupted, the same command goes on.
+BENCH ?=
 bench: build
 	@tests/install-missing.sh $(BENCH_PACKAGES)
-	benches/run.py --thinsnap $(TARGET)/release/thinsnap
+	benches/run.py --thinsnap $(TARGET)/release/thinsnap $(BENCH)
 
 bench-quick: build
 	@tests/install-missing.sh $(BENCH_PACKAGES)
-	benches/run.py --thinsnap $(TARGET)/release/thinsnap --quick
+	benches/run.py --thinsnap $(TARGET)/release/thinsnap --quick $(BENCH)
+
+# The same beside the last recorded figures, as ratios; records nothing.
+bench-compare: build
+	@tests/install-missing.sh $(BENCH_PACKAGES)
+	benches/run.py --thinsnap $(TARGET)/release/thinsnap --quick --out $(TARGET)/bench $(BENCH)
+	benches/run.py --out $(TARGET)/bench --compare benches/raw
 
 # Licences and advisories of the dependencies; needs cargo-deny.
 deny:

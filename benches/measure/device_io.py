@@ -4,80 +4,271 @@ All three end in a loop device with direct I/O, so the same kernel code stands o
   plain     loop → preallocated file
   thinsnap  loop → FUSE file of pool-host → pool
   qcow2     loop → FUSE file of qemu-storage-daemon → qcow2 with 64 KiB clusters
-Each region is written once in full before it is measured; the stacks take turns within each repeat.
 """
 
 import contextlib
-import json
-import pathlib
-import statistics
-import subprocess
+import random
 
-from .machine import drop_caches, run, scratch, wait_until
+from . import fio
+from .machine import MIB, attach, detach, drop_caches, missing, mount_now, run, unmount
+from .rivals import export_qcow2, format_qcow2, make_qcow2
+from .session import Sample, Table
 from .thinsnap import Service
 
-STACKS = ["plain", "thinsnap", "qcow2"]
-JOBS = sorted((pathlib.Path(__file__).parent.parent / "fio").glob("*.fio"))
+SECTION = "device-io"
+TITLE = "Input and output of the exported device"
+PLAIN, THINSNAP, QCOW2 = "plain loop file", "thinsnap", "qcow2"
+ABOUT = """fio on the block device, or on a file of ext4 on it where it says buffered; jobs in benches/fio/. All three stacks end in a
+loop device with direct I/O: on a plain file (the limit), on thinsnap's FUSE file, on the FUSE export of a qcow2 with 64 KiB
+clusters by qemu-storage-daemon. What is read or overwritten was written once before; first writes go to space that nobody has
+written yet; to break sharing, the whole range is shared with a snapshot (qcow2: in a backing file) and each write meets a
+64 KiB block that has not been written since. The stacks take turns within each repeat. qemu's export (7.2)
+mixes up the bytes of direct writes that come together, a defect of its own that is not counted; below a file system its loop
+device is not direct."""
+TABLES = {
+    "iops": Table("Requests a second", "IOPS", higher=True, baselines=(PLAIN, QCOW2)),
+    "throughput": Table("Throughput", "MiB/s", higher=True, baselines=(PLAIN, QCOW2)),
+    "p99": Table("99th percentile of the latency", "µs", baselines=(PLAIN, QCOW2)),
+    "first": Table("Sequential writes of 1 MiB: the first time, and again", "MiB/s", higher=True, baselines=(PLAIN, QCOW2)),
+    "sharing": Table("Breaking sharing, 4 KiB at random", "IOPS", higher=True, baselines=(QCOW2,)),
+    "sharing-p99": Table("Breaking sharing, 99th percentile", "µs", baselines=(QCOW2,)),
+}
+SIZES = {
+    "full": {"size_mib": 2048, "seconds": 3, "ramp": 1, "repeats": 5},
+    "quick": {"size_mib": 256, "seconds": 1, "ramp": 0.2, "repeats": 2},
+    "tiny": {"size_mib": 16, "seconds": 0.1, "ramp": 0, "repeats": 1},
+}
+
+DEVICE_JOBS = [
+    "randread-4k-qd1", "randwrite-4k-qd1", "randread-4k-qd32", "randwrite-4k-qd32", "randwrite-4k-fsync", "read-1m-qd4",
+    "write-1m-qd4"]
+FILE_JOBS = ["buffered-randread-4k", "buffered-randwrite-4k", "buffered-read-1m", "buffered-write-1m"]
+SHARING_JOBS = ["break-sharing-4k-qd1", "break-sharing-4k-qd32"]
 
 
-def measure(thinsnap, directory, size_mib, seconds, repeats):
-    """Returns [{job, stack, value: […], p99_us: […]}]; value is IOPS for 4k jobs, MiB/s for 1m jobs."""
-    with contextlib.ExitStack() as stack:
-        scratch_dir = stack.enter_context(scratch(directory))
-        devices = {
-            "plain": _plain(stack, scratch_dir, size_mib),
-            "thinsnap": Service(stack, thinsnap, scratch_dir, "100G").prepare("device")["source"],
-            "qcow2": _qcow2(stack, scratch_dir, size_mib),
-        }
-        for device in devices.values():
-            run("fio", "--name=fill", f"--filename={device}", f"--size={size_mib}m", "--rw=write", "--bs=1m",
-                "--direct=1", "--end_fsync=1", "--ioengine=io_uring", "--iodepth=4")
-        drop_caches()
-        results = []
-        for job in JOBS:
-            rows = {name: {"job": job.stem, "stack": name, "value": [], "p99_us": []} for name in STACKS}
-            for _ in range(repeats):
-                for name in STACKS:
-                    value, p99 = _fio(job, devices[name], size_mib, seconds)
-                    rows[name]["value"].append(value)
-                    rows[name]["p99_us"].append(p99)
-            medians = ", ".join(f"{name} {statistics.median(row['value']):.0f}" for name, row in rows.items())
-            print(f"  {job.stem}: {medians}", flush=True)
-            results.extend(rows.values())
-        return results
+def space_mib(size_mib, **_):
+    """Free room that it needs: for each of three stacks a device with a file on it, or a shared image and its changes."""
+    return 3 * 3 * size_mib + 1024
 
 
-def _fio(job, device, size_mib, seconds):
-    environment = {"TARGET": device, "SIZE": f"{size_mib}m", "RUNTIME": str(seconds), "PATH": "/usr/bin:/bin"}
-    out = json.loads(run("fio", "--output-format=json", job, env=environment))["jobs"][0]
-    side = out["write"] if "write" in job.stem else out["read"]
-    value = side["iops"] if "4k" in job.stem else side["bw_bytes"] / (1 << 20)
-    return value, side["clat_ns"]["percentile"]["99.000000"] / 1000
+class Plain:
+    """A file, preallocated if it is to be overwritten."""
+
+    name = PLAIN
+
+    def __init__(self, directory, _service):
+        self.directory = directory
+
+    @classmethod
+    def missing(cls):
+        return missing(["fallocate"])
+
+    @contextlib.contextmanager
+    def device(self, name, size_mib, fresh=False):
+        """A device with nothing on it that matters; gone afterwards."""
+        file = self.directory / f"{name}.plain"
+        run(*(["truncate", "-s"] if fresh else ["fallocate", "-l"]), f"{size_mib}M", file)
+        device = attach(file)
+        try:
+            yield device
+        finally:
+            detach(device)
+            file.unlink()
+
+    @contextlib.contextmanager
+    def filesystem(self, name, size_mib):
+        """A device with ext4 on it, and the options to mount it with."""
+        with self.device(name, size_mib) as device:
+            run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0", device)
+            yield device, ["noatime"]
 
 
-def _loop(stack, file):
-    device = run("losetup", "--find", "--show", "--direct-io=on", file)
-    stack.callback(run, "losetup", "--detach", device)
-    return device
+class Qcow2(Plain):
+    """A qcow2 file, exported by qemu-storage-daemon."""
+
+    name = QCOW2
+
+    @classmethod
+    def missing(cls):
+        return missing(["qemu-img", "qemu-storage-daemon"])
+
+    @contextlib.contextmanager
+    def device(self, name, size_mib, fresh=False):
+        with self._shown(name, size_mib, make_qcow2) as device:
+            yield device
+
+    @contextlib.contextmanager
+    def filesystem(self, name, size_mib):
+        with self._shown(name, size_mib, format_qcow2, direct=False) as device:
+            yield device, ["noatime"]
+
+    @contextlib.contextmanager
+    def _shown(self, name, size_mib, make, direct=True):
+        image = self.directory / f"{name}.qcow2"
+        make(image, size_mib)
+        try:
+            with contextlib.ExitStack() as stack:
+                yield export_qcow2(stack, image, self.directory / f"{name}.export", size_mib, direct)
+        finally:
+            image.unlink()
+
+    @contextlib.contextmanager
+    def shared(self, size_mib):
+        """A written image; yields how to get a device of which everything is shared with it."""
+        image = self.directory / "image.qcow2"
+        make_qcow2(image, size_mib)
+        with contextlib.ExitStack() as stack:
+            write_all(export_qcow2(stack, image, self.directory / "image.export", size_mib), size_mib)
+
+        try:
+            yield lambda name: self._shown(name, size_mib, lambda new, size: make_qcow2(new, size, image))
+        finally:
+            image.unlink()
 
 
-def _plain(stack, directory, size_mib):
-    run("fallocate", "-l", f"{size_mib}M", directory / "plain")
-    return _loop(stack, directory / "plain")
+class Ours:
+    """A thin device of a pool whose files lie beside those of the others."""
+
+    name = THINSNAP
+
+    def __init__(self, _directory, service):
+        self.service = service
+
+    @classmethod
+    def missing(cls):
+        return None
+
+    @contextlib.contextmanager
+    def device(self, name, size_mib, fresh=False, parent=None):
+        device = self.service.prepare(name, parent)
+        try:
+            yield device["source"]
+        finally:
+            self.service.call("remove", key=name)
+
+    @contextlib.contextmanager
+    def filesystem(self, name, size_mib):
+        device = self.service.prepare(name)
+        try:
+            yield device["source"], device["options"]
+        finally:
+            self.service.call("remove", key=name)
+
+    @contextlib.contextmanager
+    def shared(self, size_mib):
+        write_all(self.service.prepare("image-active")["source"], size_mib)
+        self.service.call("commit", key="image-active", name="image")
+        try:
+            yield lambda name: self.device(name, size_mib, parent="image")
+        finally:
+            self.service.call("remove", key="image")
 
 
-def _qcow2(stack, directory, size_mib):
-    image, mountpoint = directory / "image.qcow2", directory / "export"
-    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=64k", image, f"{size_mib}M")
-    mountpoint.touch()
-    daemon = subprocess.Popen(
-        ["qemu-storage-daemon",
-         "--blockdev", f"driver=file,node-name=file,filename={image},cache.direct=on,aio=io_uring",
-         "--blockdev", "driver=qcow2,node-name=disk,file=file,cache.direct=on,discard=unmap",
-         "--export", f"type=fuse,id=export,node-name=disk,mountpoint={mountpoint},writable=on"],
-        stderr=subprocess.PIPE)
-    stack.callback(daemon.stderr.close)
-    stack.callback(daemon.wait, 30)
-    stack.callback(daemon.terminate)
-    wait_until("qemu-storage-daemon's export", lambda: mountpoint.stat().st_size == size_mib << 20)
-    return _loop(stack, mountpoint)
+def write_all(device, size_mib):
+    """Writes the first `size_mib` of a device or file once, durably."""
+    run("fio", "--name=fill", f"--filename={device}", f"--size={size_mib}m", "--rw=write", "--bs=1m", "--direct=1", "--end_fsync=1",
+        "--ioengine=io_uring", "--iodepth=4")
+
+
+STACKS = [Plain, Ours, Qcow2]
+
+
+def measure(session, size_mib, seconds, ramp, repeats):
+    """The kinds of jobs one after the other, each with stacks of its own."""
+    able = []
+    for kind in STACKS:
+        if why := fio.absent() or kind.missing():
+            session.not_run(kind.name, why)
+        else:
+            able.append(kind)
+    work = [
+        (_device_jobs, _turns(DEVICE_JOBS, repeats, able)),
+        (_file_jobs, _turns(FILE_JOBS, repeats, able)),
+        (_first_writes, _turns(["fill-1m-qd4"], repeats, able)),
+        (_break_sharing, _turns(SHARING_JOBS, repeats, [kind for kind in able if kind is not Plain])),
+    ]
+    for does, turns in work:
+        if session.all_done(turns):
+            continue
+        with contextlib.ExitStack() as stack:
+            directory = stack.enter_context(session.scratch())
+            service = Service(stack, session.thinsnap, directory, f"{8 * size_mib // 1024 + 20}G", session.engine)
+            stacks = {kind.name: kind(directory, service) for kind in able}
+            does(session, stack, directory, stacks, turns, {"size_mib": size_mib, "seconds": seconds, "ramp": ramp})
+
+
+def _turns(jobs, repeats, kinds):
+    """{step: (job, repeat, stack)}, the stacks taking turns."""
+    return {f"{job}, {kind.name}, {n}": (job, n, kind.name) for job in jobs for n in range(repeats) for kind in kinds}
+
+
+def _samples(words, job, stack):
+    unit, value = ("throughput", fio.mib_per_second(words)) if "1m" in job else ("iops", fio.iops(words))
+    return [
+        Sample(unit, job, stack, value, bins=fio.bins(words), raw=fio.raw(words, stack)),
+        Sample("p99", job, stack, fio.p99_us(words)),
+    ]
+
+
+def _device_jobs(session, stack, _directory, stacks, turns, size):
+    devices = {name: stack.enter_context(made.device("device", size["size_mib"])) for name, made in stacks.items()}
+    for device in devices.values():
+        write_all(device, size["size_mib"])
+    for step, (job, _, name) in turns.items():
+        def work(job=job, name=name):
+            words = fio.run_job(
+                job, devices[name], SIZE=f"{size['size_mib']}m", RUNTIME=f"{size['seconds'] * 1000:.0f}ms",
+                RAMP=f"{size['ramp'] * 1000:.0f}ms")
+            return _samples(words, job, name)
+        session.step(step, work)
+
+
+def _file_jobs(session, stack, directory, stacks, turns, size):
+    files = {}
+    for name, made in stacks.items():
+        device, options = stack.enter_context(made.filesystem("files", 2 * size["size_mib"] + 256))
+        mount_now(device, directory / f"{made.name}-mounted", "ext4", options)
+        stack.callback(unmount, directory / f"{made.name}-mounted")
+        files[name] = directory / f"{made.name}-mounted" / "file"
+        write_all(files[name], size["size_mib"])
+    for step, (job, _, name) in turns.items():
+        def work(job=job, name=name):
+            drop_caches()
+            words = fio.run_job(
+                job, files[name], SIZE=f"{size['size_mib']}m", RUNTIME=f"{size['seconds'] * 1000:.0f}ms", RAMP="0")
+            return _samples(words, job, name)
+        session.step(step, work)
+
+
+def _first_writes(session, _stack, _directory, stacks, turns, size):
+    for step, (job, n, name) in turns.items():
+        def work(job=job, n=n, name=name):
+            samples = []
+            with stacks[name].device(f"first-{n}", size["size_mib"], fresh=True) as device:
+                drop_caches()
+                for row in ["first write", "rewrite"]:
+                    words = fio.run_job(job, device, SIZE=f"{size['size_mib']}m")
+                    samples.append(Sample("first", row, name, fio.mib_per_second(words), raw=fio.raw(words, name, row=row)))
+            return samples
+        session.step(step, work)
+
+
+def _break_sharing(session, stack, directory, stacks, turns, size):
+    snapshots = {
+        name: stack.enter_context(made.shared(size["size_mib"])) for name, made in stacks.items() if name != PLAIN}
+    for step, (job, n, name) in turns.items():
+        def work(job=job, n=n, name=name):
+            places = list(range(0, size["size_mib"] * MIB, 64 << 10))
+            random.Random(n).shuffle(places)
+            lines = ["fio version 2 iolog", "/dev/device add", "/dev/device open"]
+            lines += [f"/dev/device write {place} 4096" for place in places]
+            log = directory / "places"
+            log.write_text("\n".join([*lines, "/dev/device close", ""]))
+            with snapshots[name](f"{job}-{n}") as device:
+                drop_caches()
+                words = fio.run_job(job, device, PLACES=log)
+            row = job.rpartition("-")[2].upper()
+            return [
+                Sample("sharing", row, name, fio.iops(words), bins=fio.bins(words), raw=fio.raw(words, name)),
+                Sample("sharing-p99", row, name, fio.p99_us(words))]
+        session.step(step, work)

@@ -1,50 +1,87 @@
 """The first change of a large file in a fresh container: 4 KiB overwritten, then fsync.
 
-Three stacks, each alone on a preallocated disk of its own (loop, direct I/O): overlayfs on ext4, overlayfs on XFS with
-reflink, and a thinsnap container whose pool lies in a directory on ext4. Cold: all caches dropped before the write.
-Warm: after that the 4 KiB in question have been read, through the same mount.
+Cold: all caches dropped before the write. Warm: after that the 4 KiB in question have been read, through the same mount.
 """
 
 import contextlib
-import itertools
 import os
-import statistics
 import time
 
-from .machine import Disk, drop_caches, mount, run, scratch
-from .thinsnap import Service, fill, mount_prepared
+from . import rivals
+from .machine import MIB, drop_caches, stopwatch
+from .session import Sample, Table
+from .thinsnap import fill
 
-MIB = 1 << 20
-STACKS = ["overlayfs on ext4", "overlayfs on XFS (reflink)", "thinsnap"]
-
-
-def measure(thinsnap, directory, sizes_mib, repeats):
-    """Returns [{stack, file_mib, cache, ms: […], written: […]}]: one entry for each stack, file size and cache."""
-    results = []
-    for stack_name in STACKS:
-        with contextlib.ExitStack() as stack:
-            scratch_dir = stack.enter_context(scratch(directory))
-            disk = Disk(stack, scratch_dir, "disk", f"{2 * max(sizes_mib) + 4096}M")
-            if stack_name == "thinsnap":
-                fresh = _thinsnap(stack, thinsnap, disk, scratch_dir, sizes_mib)
-            else:
-                fresh = _overlay(stack, "xfs" if "XFS" in stack_name else "ext4", disk, scratch_dir, sizes_mib)
-            for size, cache in itertools.product(sizes_mib, ["cold", "warm"]):
-                result = {"stack": stack_name, "file_mib": size, "cache": cache, "ms": [], "written": []}
-                for n in range(repeats):
-                    with fresh(f"{size}-{cache}-{n}") as root:
-                        milliseconds, written = _overwrite(root / f"file-{size}", size, cache == "warm", disk)
-                    result["ms"].append(milliseconds)
-                    result["written"].append(written)
-                print(f"  {stack_name}, {size} MiB, {cache}: {statistics.median(result['ms']):.2f} ms", flush=True)
-                results.append(result)
-    return results
+SECTION = "first-write"
+TITLE = "The first change of a large file in a fresh container"
+ABOUT = """4 KiB in the middle of a file are overwritten: open, write, fsync, in a container that has not written anything
+yet. Cold: all caches dropped before. Warm: the 4 KiB have been read before, through the same mount. The bytes written
+are those that reached the disk until all was quiet. A container that is made by copying pays in the third table."""
+TABLES = {
+    "cold": Table("First overwrite, cold", "ms", x="file size, MiB"),
+    "warm": Table("First overwrite, warm", "ms", x="file size, MiB"),
+    "container": Table("A fresh container and its first overwrite: made, mounted, cold, changed, on disk", "ms", x="file size, MiB"),
+    "written": Table("Bytes written to the disk by the first overwrite", "bytes", x="file size, MiB"),
+}
+SIZES = {
+    "full": {"sizes_mib": [1, 64, 1024, 10240], "repeats": 3, "budget_mib": 36 << 10},
+    "quick": {"sizes_mib": [1, 512], "repeats": 2, "budget_mib": 24 << 10},
+    "tiny": {"sizes_mib": [1, 8], "repeats": 1, "budget_mib": 16 << 10},
+}
 
 
-def _overwrite(path, size_mib, warm, disk):
-    """Milliseconds from open to the end of fsync, and the bytes that the disk was given until all was quiet."""
+def space_mib(sizes_mib, budget_mib, **_):
+    """Free room that it needs."""
+    return rivals.space_mib(rivals.ALL, max(sizes_mib), budget_mib)
+
+
+def measure(session, sizes_mib, repeats, budget_mib):
+    """Each size in turn; the rivals take turns within each repeat."""
+    kinds = rivals.here(session, rivals.ALL)
+    for size in sizes_mib:
+        for number, group in enumerate(rivals.groups(kinds, size, budget_mib)):
+            steps = {(kind, n): f"{size} MiB, {kind.name}, {number}.{n}" for n in range(repeats) for kind in group}
+            if not session.all_done(steps.values()):
+                _measure_group(session, size, steps)
+
+
+def _measure_group(session, size, steps):
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(session.scratch())
+        made = {}
+        for kind, n in steps:
+            if n == 0:
+                made[kind] = kind(stack, session, directory, size)
+                with made[kind].layer("image") as root:
+                    fill(root / "file", size * MIB)
+        for (kind, n), step in steps.items():
+            session.step(step, lambda kind=kind, n=n: _repeat(made[kind], size, n))
+
+
+def _repeat(rival, size, n):
+    samples = []
+    for cache in ["cold", "warm"]:
+        key, made, written = f"{cache}-{n}", [], []
+        with stopwatch(made):
+            rival.prepare(key, "image")
+            root = rival.mount(key)
+        try:
+            _overwrite(root / "file", size, cache == "warm", rival.disk, written)
+        finally:
+            rival.unmount(key)
+            rival.remove(key)
+        milliseconds, size_written = written
+        values = {cache: milliseconds}
+        if cache == "cold":
+            values |= {"container": made[0] + milliseconds, "written": size_written}
+        samples += [Sample(table, f"{size:,} MiB", rival.name, value, size) for table, value in values.items()]
+    return samples
+
+
+def _overwrite(path, size, warm, disk, result):
+    """Appends the milliseconds from open to the end of fsync, and the bytes that the disk was given until all was quiet."""
     drop_caches()
-    middle = size_mib * MIB // 2
+    middle = size * MIB // 2
     if warm:
         with open(path, "rb") as file:
             os.pread(file.fileno(), 4096, middle)
@@ -54,46 +91,7 @@ def _overwrite(path, size_mib, warm, disk):
     file = os.open(path, os.O_RDWR)
     os.pwrite(file, block, middle)
     os.fsync(file)
-    milliseconds = (time.perf_counter() - start) * 1000
+    result.append((time.perf_counter() - start) * 1000)
     os.close(file)
     os.sync()
-    return milliseconds, disk.bytes_written() - before
-
-
-def _overlay(stack, kind, disk, directory, sizes_mib):
-    """Makes the lower layer; returns how to get a fresh container's root."""
-    run(*(["mkfs.xfs", "-q", "-m", "reflink=1"] if kind == "xfs" else ["mkfs.ext4", "-q"]), disk.device)
-    top = mount(stack, disk.device, directory / "fs", kind)
-    (top / "lower").mkdir()
-    for size in sizes_mib:
-        fill(top / "lower" / f"file-{size}", size * MIB)
-
-    @contextlib.contextmanager
-    def fresh(_name):
-        with contextlib.ExitStack() as container:
-            for name in ["upper", "work"]:
-                (top / name).mkdir()
-                container.callback(run, "rm", "-rf", top / name)
-            options = f"lowerdir={top}/lower,upperdir={top}/upper,workdir={top}/work"
-            yield mount(container, "overlay", directory / "merged", "overlay", options)
-
-    return fresh
-
-
-def _thinsnap(stack, binary, disk, directory, sizes_mib):
-    """Makes the image layer; returns how to get a fresh container's root."""
-    run("mkfs.ext4", "-q", disk.device)
-    top = mount(stack, disk.device, directory / "fs", "ext4")
-    service = Service(stack, binary, top, "100G")
-    with contextlib.ExitStack() as layer:
-        root = mount_prepared(layer, service.prepare("layer"), directory / "layer")
-        for size in sizes_mib:
-            fill(root / f"file-{size}", size * MIB)
-    service.commit("layer", "image")
-
-    @contextlib.contextmanager
-    def fresh(name):
-        with contextlib.ExitStack() as container:
-            yield service.mounted(container, f"container-{name}", directory / "merged", "image")
-
-    return fresh
+    result.append(disk.bytes_written() - before)

@@ -1,4 +1,4 @@
-"""A thinsnap service of this run's own, and the few things the measurements ask of it."""
+"""A thinsnap service of this run's own, and a caller that asks it for snapshots as containerd does."""
 
 import contextlib
 import json
@@ -8,81 +8,113 @@ import shutil
 import signal
 import subprocess
 
-from .machine import mount, run, wait_until
+from .machine import run, wait_until
 
-
-# The space of names that the measurements work in; benches/prepare.rs uses the same.
+# The space of names that the measurements work in.
 SPACE = "bench"
 
 
 class Service:
-    """`thinsnap serve` on a pool in `directory`, stopped when the stack unwinds."""
+    """`thinsnap serve` on a pool in `directory`, with a caller; both end when the stack unwinds."""
 
-    def __init__(self, stack, binary, directory, size):
+    def __init__(self, stack, binary, directory, size="100G", engine="embedded"):
         self.binary = str(binary)
         self.root = pathlib.Path(directory) / "thinsnap"
         self.socket = self.root / "thinsnap.sock"
         self.root.mkdir()
-        self.log = open(self.root / "serve.log", "w")
+        self.log = open(self.root / "serve.log", "w", encoding="utf-8")
         stack.callback(self.log.close)
         self.process = subprocess.Popen(
-            [self.binary, "serve", "--root", self.root, "--socket", self.socket, "--size", size],
-            stdout=self.log, stderr=subprocess.STDOUT)
+            [self.binary, "serve", "--root", self.root, "--socket", self.socket, "--size", size, "--engine", engine],
+            stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
         stack.callback(self.process.wait)
         stack.callback(self.process.terminate)
         wait_until("the socket of thinsnap serve", self._answers)
         self.host, self.run_dir = self._find_host()
         stack.callback(self.stop)
+        self.caller = subprocess.Popen(
+            [self.binary, "bench-caller", "--socket", self.socket, "--space", SPACE],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        stack.callback(self._end_caller)
 
     def _answers(self):
         if self.process.poll() is not None:
             raise RuntimeError(f"thinsnap serve ended: {(self.root / 'serve.log').read_text()[-2000:]}")
         return self.socket.exists()
 
-    def cli(self, *arguments):
-        """Runs the command line against this service; returns what it printed as JSON, if it did."""
-        out = run(self.binary, "--socket", self.socket, "--json", *arguments)
-        return json.loads(out) if out else None
-
     def _find_host(self):
-        """The process that serves the pool, and its directory in /run: both are this run's to see off."""
+        """The process that serves the pool, and its directory in /run: both are this run's to see off. Neither with the
+        kernel engine."""
         for process in pathlib.Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 words = (process / "cmdline").read_text().split("\0")
                 if "pool-host" in words and str(self.root) in " ".join(words):
                     return process, pathlib.Path(words[words.index("--run-dir") + 1])
-        raise RuntimeError("the service runs without a pool-host")
+        return None, None
+
+    def _end_caller(self):
+        self.caller.stdin.close()
+        self.caller.stdout.close()
+        self.caller.terminate()
+        self.caller.wait()
 
     def stop(self):
         """Ends the service and waits until its pool's host, which nobody needs then, has ended too."""
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=30)
-        wait_until("the end of the pool-host", lambda: not self.host.exists())
-        shutil.rmtree(self.run_dir)
+        self.process.wait(timeout=60)
+        if self.host is not None:
+            wait_until("the end of the pool-host", lambda: not self.host.exists(), 60)
+            shutil.rmtree(self.run_dir, ignore_errors=True)
 
-    def prepare(self, key, parent=None, space=SPACE):
-        """A new active snapshot; returns what to mount: fs, source, options."""
-        parents = ["--parent", parent] if parent else []
-        return self.cli("snapshot", "prepare", "--space", space, key, *parents)["mounts"][0]
+    def at_once(self, calls):
+        """Makes calls at the same time; returns what came of each: ms, and device or usage_bytes. Errors if one failed."""
+        self.caller.stdin.write(json.dumps(calls) + "\n")
+        self.caller.stdin.flush()
+        answer = self.caller.stdout.readline()
+        if not answer:
+            raise RuntimeError("the caller has ended")
+        outcomes = json.loads(answer)
+        for call, outcome in zip(calls, outcomes):
+            if "error" in outcome:
+                raise RuntimeError(f"{call}: {outcome['error']}")
+        return outcomes
 
-    def commit(self, key, name, space=SPACE):
-        """Turns an active snapshot into a committed one."""
-        self.cli("snapshot", "commit", "--space", space, key, name)
+    def call(self, verb, **arguments):
+        """Makes one call: prepare, view (key, parent), commit (key, name), remove, usage (key), cleanup, mount (device,
+        at) or unmount (at)."""
+        return self.at_once([{"verb": verb, **arguments}])[0]
 
-    def remove(self, key, space=SPACE):
-        """Removes a snapshot."""
-        self.cli("snapshot", "rm", "--space", space, key)
+    def prepare(self, key, parent=None):
+        """A new active snapshot; returns its device: fs, source, options."""
+        return self.call("prepare", key=key, parent=parent or "")["device"]
 
-    def mounted(self, stack, key, target, parent=None):
-        """A new active snapshot, mounted at `target` and removed when the stack unwinds."""
-        device = self.prepare(key, parent)
-        stack.callback(self.remove, key)
-        return mount_prepared(stack, device, target)
+    def status(self):
+        """What `pool status` tells."""
+        return json.loads(run(self.binary, "--socket", self.socket, "--json", "pool", "status"))
+
+    def memory_kib(self):
+        """Proportional set sizes of the service and of the host, in KiB."""
+        return {
+            "service": _pss_kib(pathlib.Path("/proc") / str(self.process.pid)),
+            "host": _pss_kib(self.host) if self.host else 0,
+        }
+
+    def cpu_seconds(self):
+        """Processor time that the service and the host have taken."""
+        return sum(cpu_seconds(process) for process in (pathlib.Path(f"/proc/{self.process.pid}"), self.host) if process)
 
 
-def mount_prepared(stack, device, target):
-    """Mounts what Prepare answered, as it says, until the stack unwinds."""
-    return mount(stack, device["source"], target, device["fs"], ",".join(device["options"]))
+def _pss_kib(process):
+    for line in (process / "smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1])
+    raise RuntimeError(f"{process} tells no Pss")
+
+
+def cpu_seconds(process):
+    """User and system time of a process (a path in /proc), in seconds."""
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def fill(path, size):

@@ -8,15 +8,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use hyper_util::rt::TokioIo;
 use serde::Serialize;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request};
-use tower::service_fn;
 
+use crate::admin::client::channel_to;
 use crate::admin::protocol::api;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::grpc::snapshots_api::snapshots_client::SnapshotsClient;
 use crate::grpc::snapshots_api::{PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest};
 use crate::snapshotter::TAKE_LABEL;
@@ -49,16 +47,11 @@ struct Given<'a> {
 /// Tells the containerd that listens at `socket` of `snapshots`, all of the space that is its snapshotter's name. Errors:
 /// `Unavailable` if it does not answer.
 pub async fn announce(socket: PathBuf, snapshots: &[api::Snapshot]) -> Result<Announced> {
-    let shown = socket.display().to_string();
-    let connector = service_fn(move |_| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    let channel =
-        Endpoint::from_static("http://containerd").connect_with_connector(connector).await.map_err(|error| {
-            Error::with_source(ErrorKind::Unavailable, format!("connect to containerd at {shown}"), error)
-                .advise("start it with thinsnap as a proxy plugin, and without its own devmapper")
-        })?;
+    let channel = channel_to(socket).await.map_err(|error| {
+        error
+            .doing("reach containerd")
+            .advise("start it with thinsnap as a proxy plugin, and without its own devmapper")
+    })?;
     let mut client = SnapshotsClient::new(channel);
     let mut announced = Announced::default();
     for snapshot in parents_first(snapshots) {

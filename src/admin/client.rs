@@ -105,16 +105,7 @@ impl Connection {
     }
 
     async fn over_socket(socket: PathBuf) -> Result<Self> {
-        let shown = socket.display().to_string();
-        let connector = service_fn(move |_| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        });
-        let channel = endpoint()
-            .connect_with_connector(connector)
-            .await
-            .map_err(|error| Error::with_source(ErrorKind::Unavailable, format!("connect to {shown}"), error))?;
-        Ok(Self { channel, local: None })
+        Ok(Self { channel: channel_to(socket).await?, local: None })
     }
 
     async fn in_process(config: Config) -> Result<Self> {
@@ -145,6 +136,17 @@ impl Connection {
         })?;
         Ok(Self { channel, local: Some(Local { backend, server, stop }) })
     }
+}
+
+/// A connection to whoever serves gRPC at a socket. Errors: `Unavailable` if nobody does.
+pub async fn channel_to(socket: PathBuf) -> Result<Channel> {
+    let shown = socket.display().to_string();
+    let connector = service_fn(move |_| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    let connected = endpoint().connect_with_connector(connector).await;
+    connected.map_err(|error| Error::with_source(ErrorKind::Unavailable, format!("connect to {shown}"), error))
 }
 
 /// The name under which the service of a root can be found, whatever socket it was given: a link.

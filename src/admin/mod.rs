@@ -25,7 +25,7 @@ mod why_full;
 pub use announce::{Announced, announce};
 pub use backend::{Backend, Keeping, PoolMissing, create_pool, export_of, host_socket_of, intent_log_in};
 pub use backups::{Backups, Reason};
-pub use client::{Connection, Target, socket_link_of};
+pub use client::{Connection, Target, channel_to, socket_link_of};
 pub use engine::kernel_options;
 pub use metadata::{MetadataReader, verdict};
 pub use migration::{Migrated, MigrationRequest, MigrationSource, MigrationStep, ShownThin, migrate};

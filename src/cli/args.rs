@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use thinsnap_pool::{ByteCount, Engine, NoSpace};
 
 use crate::admin::Target;
+use crate::cli::bench::BenchArgs;
 use crate::cli::container::ContainerVerb;
 use crate::cli::doctor::DoctorArgs;
 use crate::cli::image::ImageVerb;
@@ -143,6 +144,18 @@ pub enum Command {
     /// Say what this machine can do, what is missing, and how to fix it
     #[command(after_help = examples!("thinsnap doctor", "thinsnap doctor --containerd-config"))]
     Doctor(DoctorArgs),
+    /// Measure this program next to its rivals on this machine, and write a report
+    #[command(after_help = examples!(
+        "thinsnap bench --quick --dir /var/tmp",
+        "thinsnap bench --only first-write,device-io --out /root/figures",
+    ))]
+    Bench(BenchArgs),
+    /// Call a service as containerd does and tell how long each call took (started by bench)
+    #[command(hide = true, after_help = examples!(
+        "thinsnap bench-caller --socket /run/thinsnap/thinsnap.sock < calls",
+        "thinsnap bench --only snapshots   (starts the caller that it needs)",
+    ))]
+    BenchCaller,
     /// Serve one pool's devices (started by the service itself)
     #[command(hide = true, after_help = examples!(
         "thinsnap pool-host --data DIR/pool/data --metadata DIR/pool/metadata --run-dir /run/thinsnap/x",

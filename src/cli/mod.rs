@@ -1,6 +1,8 @@
 //! The command line: one file per noun; parses, asks the admin service, renders the answer.
 mod args;
 mod backup;
+mod bench;
+mod bench_caller;
 mod container;
 mod doctor;
 mod image;

@@ -4,7 +4,7 @@ use thinsnap_pool::PoolPaths;
 
 use crate::cli::args::{Cli, Command, PoolHostArgs};
 use crate::cli::output::Output;
-use crate::cli::{container, doctor, image, migrate, pool, recovery, snapshot, upgrade};
+use crate::cli::{bench, bench_caller, container, doctor, image, migrate, pool, recovery, snapshot, upgrade};
 use crate::error::Result;
 use crate::serve;
 
@@ -22,6 +22,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Migrate(args) => migrate::run(&args, &global, output),
         Command::Rescue(args) => recovery::rescue(&args, &global, output),
         Command::Doctor(args) => doctor::run(&args, &global, output),
+        Command::Bench(args) => Err(bench::run(&args, &global)),
+        Command::BenchCaller => bench_caller::run(&global),
         Command::PoolHost(args) => {
             let no_space = args.no_space();
             let PoolHostArgs { data, metadata, run_dir, .. } = args;

@@ -13,3 +13,4 @@ pub use host::{Filesystems, HostFilesystems};
 pub use mkfs::size_min;
 pub use mount::{Mounted, mount, unmount};
 pub use mountinfo::{MountEntry, mounts, targets_of};
+pub(crate) use tool::Tool;

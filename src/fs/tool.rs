@@ -1,5 +1,7 @@
 //! Runs the few external programs that the service needs; nothing else in `src/` starts a process.
 
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -29,6 +31,14 @@ impl Tool {
                 Error::new(ErrorKind::Unsupported, format!("run {}: the program is not installed", self.program))
                     .advise(format!("apt-get install {}", self.package))
             })
+    }
+
+    /// Becomes the program: it takes this process over, with its terminal and its signals. Returns only with an error.
+    pub(crate) fn become_with(self, args: &[OsString]) -> Error {
+        match self.find() {
+            Ok(program) => Error::io(format!("run {}", self.program), Command::new(program).args(args).exec()),
+            Err(error) => error,
+        }
     }
 
     /// Runs it to its end. Errors with `Internal` and its own words unless it exits with 0.

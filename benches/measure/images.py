@@ -1,0 +1,94 @@
+"""Images: unpacked as containerd does it, layer by layer; and containers started from one."""
+
+import contextlib
+import os
+
+from . import rivals
+from .machine import drop_caches, run, stopwatch
+from .session import Sample, Table
+from .trees import archive_of_large_file, archive_of_small_files
+
+SECTION = "images"
+TITLE = "Images: unpacking them, and starting containers from them"
+ABOUT = """Unpacking: a snapshot is prepared and mounted, tar unpacks into it, it is unmounted and committed. Answered: until then. On the disk: until
+everything that was written has reached it; a file system of thinsnap's is on the disk when it is unmounted, overlayfs answers before.
+Starting: prepared, mounted, a small file of the image read; one container after the other, all of them kept until the last has
+started."""
+TABLES = {
+    "unpack": Table("Unpacking, answered", "ms"),
+    "durable": Table("Unpacking, on the disk", "ms"),
+    "start": Table("Starting containers", "ms"),
+}
+SIZES = {
+    "full": {"files": 20000, "large_mib": 2048, "containers": 100, "repeats": 3},
+    "quick": {"files": 5000, "large_mib": 256, "containers": 50, "repeats": 1},
+    "tiny": {"files": 200, "large_mib": 8, "containers": 3, "repeats": 1},
+}
+STARTING = [*rivals.SHARING, rivals.BlockfileReflink, rivals.Qcow2]
+
+
+def _content_mib(files, large_mib, **_):
+    return large_mib + files // 64 + 64
+
+
+def space_mib(**size):
+    """Free room that it needs: the archives and the rivals' disks."""
+    content = _content_mib(**size)
+    return content + sum(kind.disk_mib(content) for kind in rivals.SHARING) + sum(kind.disk_mib(64) for kind in STARTING)
+
+
+def measure(session, files, large_mib, containers, repeats):
+    """First unpacking, then starting; the rivals take turns within each repeat."""
+    kinds = rivals.here(session, STARTING)
+    sharing = [kind for kind in kinds if kind in rivals.SHARING]
+    rows = {f"{files:,} small files": "small.tar", f"one file of {large_mib:,} MiB": "large.tar"}
+    steps = {
+        f"unpack {row}, {kind.name}, {n}": (row, kind, n) for row in rows for n in range(repeats) for kind in sharing}
+    if not session.all_done(steps):
+        with contextlib.ExitStack() as stack:
+            directory = stack.enter_context(session.scratch())
+            archive_of_small_files(directory / "small.tar", files)
+            archive_of_large_file(directory / "large.tar", large_mib)
+            made = {kind: kind(stack, session, directory, _content_mib(files, large_mib)) for kind in sharing}
+            for step, (row, kind, n) in steps.items():
+                session.step(step, lambda row=row, kind=kind, n=n: _unpack(made[kind], row, directory / rows[row], n))
+    steps = {f"start, {kind.name}, {n}": (kind, n) for n in range(repeats) for kind in kinds}
+    if not session.all_done(steps):
+        with contextlib.ExitStack() as stack:
+            directory = stack.enter_context(session.scratch())
+            made = {kind: kind(stack, session, directory, 64) for kind in kinds}
+            for rival in made.values():
+                with rival.layer("image") as root:
+                    (root / "program").write_bytes(os.urandom(64 << 10))
+            for step, (kind, n) in steps.items():
+                session.step(step, lambda kind=kind, n=n: _start(made[kind], containers, n))
+
+
+def _unpack(rival, row, archive, number):
+    name = f"{archive.stem}-{number}"
+    drop_caches()
+    # From the page cache, for everybody: the archive's disk is the same for all.
+    archive.read_bytes()
+    times = []
+    with stopwatch(times):
+        with rival.layer(name) as root:
+            run("tar", "-x", "--numeric-owner", "-f", archive, "-C", root)
+    with stopwatch(times):
+        os.sync()
+    rival.remove(name)
+    return [Sample("unpack", row, rival.name, times[0]), Sample("durable", row, rival.name, sum(times))]
+
+
+def _start(rival, count, number):
+    times, started = [], []
+    drop_caches()
+    with stopwatch(times):
+        for n in range(count):
+            key = f"start-{number}-{n}"
+            rival.prepare(key, "image")
+            (rival.mount(key) / "program").read_bytes()
+            started.append(key)
+    for key in started:
+        rival.unmount(key)
+        rival.remove(key)
+    return [Sample("start", f"{count} containers", rival.name, times[0])]
