@@ -22,8 +22,6 @@ import shutil
 import signal
 import sys
 
-sys.dont_write_bytecode = True
-
 from measure import device_io, first_write, footprint, images, machine, overwrites, snapshots, workloads
 from measure.session import Busy, Session, Unfinished, lock, say, write_file
 from report import compare, document

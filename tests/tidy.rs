@@ -81,6 +81,19 @@ fn the_first_line_of_every_file_says_what_it_is_for() {
 }
 
 #[test]
+fn every_program_in_python_says_what_it_is_for() {
+    let programs: Vec<PathBuf> = paths(".", "py");
+    let begins = |path: &PathBuf| {
+        let text = fs::read_to_string(top().join(path)).unwrap();
+        let lines = text.lines().skip_while(|line| line.starts_with("#!"));
+        lines.take(1).any(|line| line.starts_with("\"\"\"") && line.len() > 20)
+    };
+    let failures: Vec<String> =
+        programs.iter().filter(|path| !begins(path)).map(|path| path.display().to_string()).collect();
+    assert_none("begin with a docstring of one sentence that a newcomer can repeat:", &failures);
+}
+
+#[test]
 fn no_source_file_has_more_code_than_a_reader_holds() {
     let failures: Vec<String> = all_rust_files()
         .iter()

@@ -16,7 +16,8 @@ SECTION = "first-write"
 TITLE = "The first change of a large file in a fresh container"
 ABOUT = """4 KiB in the middle of a file are overwritten: open, write, fsync, in a container that has not written anything
 yet. Cold: all caches dropped before. Warm: the 4 KiB have been read before, through the same mount. The bytes written
-are those that reached the disk until all was quiet. A container that is made by copying pays in the third table."""
+are those that reached the disk until all was quiet. A container that is made by copying pays in the third table; the plain
+loop file is the image itself, the limit."""
 TABLES = {
     "cold": Table("First overwrite, cold", "ms", x="file size, MiB"),
     "warm": Table("First overwrite, warm", "ms", x="file size, MiB"),

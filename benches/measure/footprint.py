@@ -16,7 +16,7 @@ processors, kernel and all processes, while fio writes or reads the device with 
 TABLES = {
     "memory": Table("Memory", "KiB", columns="process"),
     "space": Table("Space of an idle container", "KiB"),
-    "cpu": Table("Processor time", "s/GiB", baselines=(device_io.PLAIN, device_io.QCOW2)),
+    "cpu": Table("Processor time", "s/GiB", baselines=(rivals.PLAIN, rivals.QCOW2)),
 }
 SIZES = {
     "full": {"volumes": 1000, "containers": 50, "size_mib": 2048, "repeats": 3},
@@ -66,7 +66,7 @@ def _memory(service, volumes):
     before, after = samples[:2], samples[2:]
     samples += [
         Sample("memory", "each idle volume", more.stack, (more.value - less.value) / volumes)
-        for less, more in zip(before, after)]
+        for less, more in zip(before, after, strict=True)]
     return samples
 
 

@@ -10,10 +10,10 @@ from .trees import archive_of_large_file, archive_of_small_files
 
 SECTION = "images"
 TITLE = "Images: unpacking them, and starting containers from them"
-ABOUT = """Unpacking: a snapshot is prepared and mounted, tar unpacks into it, it is unmounted and committed. Answered: until then. On the disk: until
-everything that was written has reached it; a file system of thinsnap's is on the disk when it is unmounted, overlayfs answers before.
-Starting: prepared, mounted, a small file of the image read; one container after the other, all of them kept until the last has
-started."""
+ABOUT = """Unpacking: a snapshot is prepared and mounted, tar unpacks into it, it is unmounted and committed. Answered: until then. On
+the disk: until everything that was written has reached it; a file system of thinsnap's is on the disk when it is unmounted,
+overlayfs answers before. Starting: prepared, mounted, a small file of the image read; one container after the other, all of
+them kept until the last has started."""
 TABLES = {
     "unpack": Table("Unpacking, answered", "ms"),
     "durable": Table("Unpacking, on the disk", "ms"),
@@ -70,9 +70,8 @@ def _unpack(rival, row, archive, number):
     # From the page cache, for everybody: the archive's disk is the same for all.
     archive.read_bytes()
     times = []
-    with stopwatch(times):
-        with rival.layer(name) as root:
-            run("tar", "-x", "--numeric-owner", "-f", archive, "-C", root)
+    with stopwatch(times), rival.layer(name) as root:
+        run("tar", "-x", "--numeric-owner", "-f", archive, "-C", root)
     with stopwatch(times):
         os.sync()
     rival.remove(name)

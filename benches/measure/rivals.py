@@ -16,6 +16,9 @@ from .machine import (
     BTRFS_IOC_SNAP_CREATE, FICLONE, MIB, Disk, attach, detach, missing, mount, mount_now, run, unmount, wait_until)
 from .thinsnap import Service
 
+# Those that are rivals as devices too.
+PLAIN, QCOW2 = "plain loop file", "qcow2"
+
 
 class Rival:
     """A way to make containers: snapshots by key, of a committed parent or of nothing."""
@@ -282,7 +285,7 @@ class BlockfileReflink(ImageFile):
 class Qcow2(ImageFile):
     """A qcow2 file with the parent's as its backing file, exported by qemu-storage-daemon."""
 
-    name = "qcow2 by qemu-storage-daemon"
+    name = QCOW2
     programs = ("qemu-img", "qemu-storage-daemon")
 
     def __init__(self, stack, session, directory, content_mib):
@@ -311,7 +314,7 @@ class Qcow2(ImageFile):
 class PlainLoop(ImageFile):
     """The limit: an image file that nobody shares; every container is the image itself."""
 
-    name = "plain loop file (no snapshot)"
+    name = PLAIN
 
     def prepare(self, key, parent=None):
         if parent:

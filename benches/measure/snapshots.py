@@ -23,8 +23,10 @@ TABLES = {
     "reads": Table("4 KiB random reads of a file in the first layer, QD32", "IOPS", higher=True, x=DEPTH),
 }
 SIZES = {
-    "full": {"depths": [1, 10, 100, 1000], "present": [10, 1000, 10000], "repeats": 200, "layers_repeats": 5, "file_mib": 256, "seconds": 3},
-    "quick": {"depths": [1, 10, 100, 1000], "present": [10, 2000], "repeats": 25, "layers_repeats": 1, "file_mib": 64, "seconds": 1},
+    "full": {"depths": [1, 10, 100, 1000], "present": [10, 1000, 10000], "repeats": 200, "layers_repeats": 5, "file_mib": 256,
+             "seconds": 3},
+    "quick": {"depths": [1, 10, 100, 1000], "present": [10, 2000], "repeats": 25, "layers_repeats": 1, "file_mib": 64,
+              "seconds": 1},
     "tiny": {"depths": [1, 3], "present": [2, 5], "repeats": 2, "layers_repeats": 1, "file_mib": 4, "seconds": 0.2},
 }
 # Calls that are made at the same time while many snapshots are made: as many as containerd makes by default.

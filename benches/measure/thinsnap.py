@@ -74,7 +74,7 @@ class Service:
         if not answer:
             raise RuntimeError("the caller has ended")
         outcomes = json.loads(answer)
-        for call, outcome in zip(calls, outcomes):
+        for call, outcome in zip(calls, outcomes, strict=True):
             if "error" in outcome:
                 raise RuntimeError(f"{call}: {outcome['error']}")
         return outcomes

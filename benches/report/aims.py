@@ -1,8 +1,8 @@
 """What was aimed at, and whether the figures reach it."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 from .figures import THINSNAP
 

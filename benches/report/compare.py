@@ -5,7 +5,7 @@ import math
 from .figures import THINSNAP, number
 
 # Who stands for the machine, the first that both runs have.
-MEASURES = ["plain loop file", "plain loop file (no snapshot)", "overlayfs on ext4"]
+MEASURES = ["plain loop file", "overlayfs on ext4"]
 
 
 def text(new, old):
