@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use thinsnap_pool::{BlockSize, ByteCount, Engine};
+use thinsnap_pool::{BlockSize, ByteCount, Engine, METADATA_CACHE_DEFAULT};
 
 use crate::config::backup::{BACKUP_FIELDS, BackupTable};
 use crate::config::limits::{IMPORT_FIELDS, Number};
@@ -34,6 +34,8 @@ pub const RUN_PARENT: &str = "/run/thinsnap";
 pub const SOCKET_PATH_LEN_MAX: usize = 107;
 /// Smallest file system that a profile may ask for: below it XFS refuses to be made.
 const SNAPSHOT_SIZE_MIN: u64 = 300 << 20;
+/// Least memory for metadata: each size of record in it, and some hundred nodes.
+const METADATA_CACHE_MIN: ByteCount = ByteCount(4 << 20);
 
 /// How snapshots of one space are made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +74,8 @@ pub struct PoolConfig {
     pub data_device: Option<PathBuf>,
     /// Block device or file for the metadata; `None`: a file in the root.
     pub metadata_device: Option<PathBuf>,
+    /// Memory of a pool-host for what it knows of the metadata.
+    pub metadata_cache: ByteCount,
 }
 
 /// Where and for whom the service listens.
@@ -187,6 +191,7 @@ struct PoolTable {
     block_size: Option<String>,
     data_device: Option<PathBuf>,
     metadata_device: Option<PathBuf>,
+    metadata_cache: Option<String>,
     #[serde(flatten)]
     room: RoomTable,
 }
@@ -241,7 +246,8 @@ const TOP_FIELDS: [&str; 12] = [
     "snapshotter",
     "host",
 ];
-const POOL_FIELDS: [&str; 5] = ["size", "metadata_size", "block_size", "data_device", "metadata_device"];
+const POOL_FIELDS: [&str; 6] =
+    ["size", "metadata_size", "block_size", "data_device", "metadata_device", "metadata_cache"];
 const SOCKET_FIELDS: [&str; 4] = ["path", "mode", "group", "snapshots"];
 const FLOORS_FIELDS: [&str; 2] = ["data", "metadata"];
 const HOST_FIELDS: [&str; 1] = ["upgrade_on_start"];
@@ -293,6 +299,7 @@ impl Config {
             block_size,
             data_device: overrides.data_device.or(file.pool.data_device).map(absolute).transpose()?,
             metadata_device: overrides.metadata_device.or(file.pool.metadata_device).map(absolute).transpose()?,
+            metadata_cache: metadata_cache(file.pool.metadata_cache)?,
         };
         let built_in = Profile { fs: FsType::Ext4, size: ByteCount(10 << 30) };
         let default_profile = profile("default", file.default, &built_in)?;
@@ -395,6 +402,17 @@ fn or_field(over: Option<ByteCount>, field: &str, text: Option<String>) -> Resul
         (None, Some(text)) => size_field(field, &text).map(Some),
         (None, None) => Ok(None),
     }
+}
+
+fn metadata_cache(text: Option<String>) -> Result<ByteCount> {
+    let size = or_field(None, "pool.metadata_cache", text)?.unwrap_or(METADATA_CACHE_DEFAULT);
+    if size < METADATA_CACHE_MIN {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("field `pool.metadata_cache`: {size} is below {METADATA_CACHE_MIN}, with which a pool works well"),
+        ));
+    }
+    Ok(size)
 }
 
 fn floor(field: &str, text: Option<&str>, built_in: u64) -> Result<Share> {

@@ -22,7 +22,7 @@ pub use device::{
 };
 pub use embedded::{
     EmbeddedOptions, EmbeddedPool, IntentChange, IntentEpoch, IntentHeader, IntentLogContent, IntentLogState,
-    discard_intent_log, intent_log_state, parse_intent_log,
+    METADATA_CACHE_DEFAULT, MetadataMemory, discard_intent_log, intent_log_state, parse_intent_log,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use export::{

@@ -17,8 +17,9 @@ use support::direct_exporter::DirectExporter;
 use support::judges::{assert_sound, assert_thin_check_accepts};
 use support::random::Random;
 use thinsnap_pool::{
-    Access, BlockDevice, BlockSize, ByteCount, CreateOptions, DeviceId, Direction, EmbeddedPool, ErrorKind, Extents,
-    FormatOptions, MemoryDevice, Metadata, OpenMode, PoolPaths, ThinPool, Volume,
+    Access, BlockDevice, BlockSize, ByteCount, CreateOptions, DeviceId, Direction, EmbeddedOptions, EmbeddedPool,
+    ErrorKind, Extents, FormatOptions, METADATA_CACHE_DEFAULT, MemoryDevice, Metadata, OpenMode, PoolPaths, ThinPool,
+    Volume,
 };
 
 const BLOCK: u64 = 64 * 1024;
@@ -46,10 +47,14 @@ trait Ground {
 struct Memory {
     metadata: Arc<MemoryDevice>,
     data: Arc<MemoryDevice>,
+    metadata_cache: ByteCount,
 }
 
+/// Four nodes, one segment of records of one size, and sixteen nodes that may wait for a commit.
+const TINY_CACHE: ByteCount = ByteCount(64 << 10);
+
 impl Memory {
-    fn new() -> Self {
+    fn new(metadata_cache: ByteCount) -> Self {
         let metadata = Arc::new(MemoryDevice::new(2 << 20));
         let options = FormatOptions {
             block_size: BlockSize::DEFAULT,
@@ -60,7 +65,7 @@ impl Memory {
         Metadata::format(&*metadata, &options).unwrap();
         // Never zero at the start: whatever reads as zero was zeroed.
         let data = MemoryDevice::from_bytes(vec![0xa5; usize::try_from(POOL_BLOCKS * BLOCK).unwrap()]);
-        Self { metadata, data: Arc::new(data) }
+        Self { metadata, data: Arc::new(data), metadata_cache }
     }
 }
 
@@ -68,7 +73,9 @@ impl Ground for Memory {
     fn open(&self, exporter: Arc<DirectExporter>) -> Arc<EmbeddedPool> {
         let device: Arc<dyn BlockDevice> = Arc::clone(&self.metadata) as _;
         let metadata = Metadata::open(Arc::clone(&device), OpenMode::ReadWrite).unwrap();
-        Arc::new(EmbeddedPool::new(metadata, device, Arc::clone(&self.data) as _, exporter).unwrap())
+        let options = EmbeddedOptions { metadata_cache: self.metadata_cache, ..EmbeddedOptions::default() };
+        let data = Arc::clone(&self.data) as _;
+        Arc::new(EmbeddedPool::with_options(metadata, device, data, exporter, &options).unwrap())
     }
 
     fn metadata_image(&self) -> Vec<u8> {
@@ -78,10 +85,11 @@ impl Ground for Memory {
 
 struct Files {
     dir: tempfile::TempDir,
+    metadata_cache: ByteCount,
 }
 
 impl Files {
-    fn new() -> Self {
+    fn new(metadata_cache: ByteCount) -> Self {
         let dir = tempfile::tempdir().unwrap();
         thinsnap_pool::create(&CreateOptions {
             paths: PoolPaths::in_dir(dir.path()),
@@ -90,7 +98,7 @@ impl Files {
             block_size: BlockSize::DEFAULT,
         })
         .unwrap();
-        Self { dir }
+        Self { dir, metadata_cache }
     }
 }
 
@@ -99,7 +107,7 @@ impl Ground for Files {
         thinsnap_pool::open_embedded(
             &PoolPaths::in_dir(self.dir.path()),
             exporter,
-            &thinsnap_pool::EmbeddedOptions::default(),
+            &EmbeddedOptions { metadata_cache: self.metadata_cache, ..EmbeddedOptions::default() },
         )
         .unwrap()
     }
@@ -389,15 +397,28 @@ fn run(ground: &dyn Ground, seed: u64, steps: usize) -> Story<'_> {
 #[test]
 fn ten_thousand_random_operations_agree_with_a_plain_model() {
     for seed in [1, 2, 3, 4] {
-        let ground = Memory::new();
+        let ground = Memory::new(METADATA_CACHE_DEFAULT);
         let story = run(&ground, seed, 2_500);
         assert!(story.full > 0, "seed {seed}: the pool never ran full, the story is too tame");
     }
 }
 
 #[test]
+fn a_pool_that_remembers_next_to_nothing_agrees_with_a_plain_model() {
+    for seed in [5, 6] {
+        let ground = Memory::new(TINY_CACHE);
+        let story = run(&ground, seed, 2_500);
+        let memory = story.pool().metadata_memory().unwrap();
+        let known = memory.mappings.0 + memory.nodes.0;
+        assert!(known <= TINY_CACHE.0, "{memory:?} is known to a pool that may keep {TINY_CACHE}");
+    }
+}
+
+#[test]
 fn random_operations_on_files_agree_with_a_plain_model() {
-    let ground = Files::new();
-    let story = run(&ground, 11, 1_500);
-    assert!(story.direct > 100, "the direct way was open {} times only", story.direct);
+    for (metadata_cache, direct_min) in [(METADATA_CACHE_DEFAULT, 100), (TINY_CACHE, 10)] {
+        let ground = Files::new(metadata_cache);
+        let story = run(&ground, 11, 1_500);
+        assert!(story.direct > direct_min, "the direct way was open {} times only", story.direct);
+    }
 }

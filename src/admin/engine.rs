@@ -241,6 +241,8 @@ fn spawn_options(config: &Config, paths: &PoolPaths) -> SpawnOptions {
         policy.wait.as_millis().to_string().into(),
         "--no-space-memory".into(),
         policy.memory.0.to_string().into(),
+        "--metadata-cache".into(),
+        config.pool.metadata_cache.0.to_string().into(),
     ];
     SpawnOptions {
         connect: ConnectOptions { socket, identity: None, handshake_timeout: HANDSHAKE_TIMEOUT, patience: PATIENCE },

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use thinsnap_pool::{ByteCount, Engine, NoSpace};
+use thinsnap_pool::{ByteCount, Engine, METADATA_CACHE_DEFAULT, NoSpace};
 
 use crate::admin::Target;
 use crate::cli::bench::BenchArgs;
@@ -182,6 +182,9 @@ pub struct PoolHostArgs {
     /// Bytes that such writes may hold in memory
     #[arg(long, value_name = "BYTES", default_value_t = NoSpace::default().memory.0)]
     pub no_space_memory: u64,
+    /// Bytes of memory for what is known of the metadata
+    #[arg(long, value_name = "BYTES", default_value_t = METADATA_CACHE_DEFAULT.0)]
+    pub metadata_cache: u64,
 }
 
 impl PoolHostArgs {

@@ -1,6 +1,6 @@
 //! From a parsed command to its noun.
 
-use thinsnap_pool::PoolPaths;
+use thinsnap_pool::{ByteCount, PoolPaths};
 
 use crate::cli::args::{Cli, Command, PoolHostArgs};
 use crate::cli::output::Output;
@@ -25,9 +25,9 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Bench(args) => Err(bench::run(&args, &global)),
         Command::BenchCaller => bench_caller::run(&global),
         Command::PoolHost(args) => {
-            let no_space = args.no_space();
+            let (no_space, cache) = (args.no_space(), ByteCount(args.metadata_cache));
             let PoolHostArgs { data, metadata, run_dir, .. } = args;
-            serve::pool_host(&PoolPaths { metadata, data }, &run_dir, no_space)
+            serve::pool_host(&PoolPaths { metadata, data }, &run_dir, no_space, cache)
         }
     }
 }

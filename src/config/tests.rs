@@ -48,7 +48,7 @@ fn the_example_that_is_shipped_says_the_defaults() {
     assert_eq!(shown.snapshotter.default_profile, built_in.snapshotter.default_profile);
     assert_eq!(shown.snapshotter.data_floor, built_in.snapshotter.data_floor);
     assert_eq!(shown.snapshotter.metadata_floor, built_in.snapshotter.metadata_floor);
-    assert_eq!(shown.pool.block_size, built_in.pool.block_size);
+    assert_eq!(shown.pool, built_in.pool);
     assert_eq!(shown.room, built_in.room);
     assert_eq!(shown.log_level, built_in.log_level);
     assert_eq!(shown.import, built_in.import);
@@ -92,6 +92,8 @@ fn wrong_values_name_their_field() {
     assert!(refusal("[default]\nfs = 'btrfs'").0.contains("fs"));
     assert!(refusal("[socket]\nmode = '0999'").0.contains("socket.mode"));
     assert!(refusal("[pool]\nblock_size = '65K'").0.contains("block size"));
+    assert!(refusal("[pool]\nmetadata_cache = '3M'").0.contains("pool.metadata_cache"));
+    assert!(refusal("[pool]\nmetadata_cache = 'much'").0.contains("pool.metadata_cache"));
     assert!(refusal(&format!("[socket]\npath = '/{}'", "x".repeat(107))).0.contains("107"));
     assert!(refusal("[snapshotter.'']\nfs = 'xfs'").0.contains("snapshotter name"));
     assert!(refusal("root = ").0.contains("line 1"));

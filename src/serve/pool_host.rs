@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thinsnap_pool::{
-    EmbeddedOptions, Exporter, FuseExporter, FuseOptions, HostOptions, NoSpace, PoolPaths, ThinPool, open_embedded,
-    run_host,
+    ByteCount, EmbeddedOptions, Exporter, FuseExporter, FuseOptions, HostOptions, NoSpace, PoolPaths, ThinPool,
+    open_embedded, run_host,
 };
 
 use crate::admin::{export_of, host_socket_of, intent_log_in};
@@ -18,7 +18,7 @@ use crate::serve::log;
 const IDLE_AFTER: Duration = Duration::from_secs(60);
 
 /// The whole life of the process. Its log goes to the file that the service gave it as stderr.
-pub fn pool_host(paths: &PoolPaths, run_dir: &Path, no_space: NoSpace) -> Result<()> {
+pub fn pool_host(paths: &PoolPaths, run_dir: &Path, no_space: NoSpace, metadata_cache: ByteCount) -> Result<()> {
     log::start("info", LogFormat::Text)?;
     let options = HostOptions { socket: host_socket_of(run_dir), idle_after: IDLE_AFTER, supervised: true };
     run_host(&options, |inherited| {
@@ -26,7 +26,8 @@ pub fn pool_host(paths: &PoolPaths, run_dir: &Path, no_space: NoSpace) -> Result
         export.no_space = no_space;
         export.alive = Some(run_dir.join("host.alive"));
         let exporter: Arc<dyn Exporter> = Arc::new(FuseExporter::begin(export, inherited)?);
-        let options = EmbeddedOptions { intent_log: Some(intent_log_in(run_dir)), ..EmbeddedOptions::default() };
+        let intent_log = Some(intent_log_in(run_dir));
+        let options = EmbeddedOptions { intent_log, metadata_cache, ..EmbeddedOptions::default() };
         let pool: Arc<dyn ThinPool> = open_embedded(paths, Arc::clone(&exporter), &options)?;
         Ok((pool, exporter))
     })?;

@@ -10,8 +10,8 @@ use thinsnap::snapshot::{FsType, Name, Space};
 use thinsnap::snapshotter::{Parts, Snapshotter};
 use thinsnap::store::Store;
 use thinsnap_pool::{
-    BlockDevice, BlockSize, ByteCount, DiskImage, EmbeddedPool, FormatOptions, MemoryDevice, Metadata, OpenMode,
-    PowerSupply, ThinPool,
+    BlockDevice, BlockSize, ByteCount, DiskImage, EmbeddedOptions, EmbeddedPool, FormatOptions, MemoryDevice, Metadata,
+    OpenMode, PowerSupply, ThinPool,
 };
 
 use crate::direct_exporter::DirectExporter;
@@ -44,12 +44,20 @@ pub(crate) fn new_disks(data_blocks: u64) -> Vec<DiskImage> {
     vec![data.into(), metadata.to_bytes().into(), DiskImage::default()]
 }
 
+/// An engine that remembers next to nothing of its metadata, so that everything is read from the disk again and again.
+pub(crate) const TINY_CACHE: ByteCount = ByteCount(64 << 10);
+
 /// Opens the engine. Errors are findings.
-pub(crate) fn open_engine(disks: &Disks, exporter: &Arc<DirectExporter>) -> Result<Arc<EmbeddedPool>, String> {
+pub(crate) fn open_engine(
+    disks: &Disks,
+    exporter: &Arc<DirectExporter>,
+    metadata_cache: ByteCount,
+) -> Result<Arc<EmbeddedPool>, String> {
     let device: Arc<dyn BlockDevice> = disks.metadata.clone();
     let metadata = Metadata::open(device.clone(), OpenMode::ReadWrite).map_err(|e| e.to_string())?;
-    let engine =
-        EmbeddedPool::new(metadata, device, disks.data.clone(), exporter.clone() as _).map_err(|e| e.to_string())?;
+    let options = EmbeddedOptions { metadata_cache, ..EmbeddedOptions::default() };
+    let engine = EmbeddedPool::with_options(metadata, device, disks.data.clone(), exporter.clone() as _, &options)
+        .map_err(|e| e.to_string())?;
     engine.set_commit_period(NO_CLOCK);
     Ok(Arc::new(engine))
 }
@@ -80,6 +88,7 @@ impl Service {
 pub(crate) struct Machine {
     pub(crate) disks: Disks,
     exporter: Arc<DirectExporter>,
+    metadata_cache: ByteCount,
     pub(crate) pool: Arc<WatchedPool>,
     pub(crate) files: Arc<Files>,
     pub(crate) model: SharedModel,
@@ -88,7 +97,7 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// A new machine whose store, if it has one, was made before the recording.
-    pub(crate) fn new(data_blocks: u64, with_service: bool) -> Self {
+    pub(crate) fn new(data_blocks: u64, with_service: bool, metadata_cache: ByteCount) -> Self {
         let mut images = new_disks(data_blocks);
         if with_service {
             let making = Disks::new(images.clone());
@@ -97,12 +106,12 @@ impl Machine {
         }
         let disks = Disks::new(images);
         let exporter = DirectExporter::new();
-        let engine = open_engine(&disks, &exporter).unwrap();
+        let engine = open_engine(&disks, &exporter, metadata_cache).unwrap();
         let model: SharedModel = Arc::new(Mutex::new(Model::new(disks.supply.clone(), data_blocks)));
         let files = Arc::new(Files::new(exporter.clone(), Some(model.clone())));
         let pool = Arc::new(WatchedPool { engine, model: model.clone(), files: files.clone() });
         let service = with_service.then(|| Service::open(&disks, pool.clone(), files.clone()).unwrap());
-        Self { disks, exporter, pool, files, model, service }
+        Self { disks, exporter, metadata_cache, pool, files, model, service }
     }
 
     /// Stops in order and starts again.
@@ -112,7 +121,7 @@ impl Machine {
         let (done, span) = Model::timed(&self.disks.supply.clone(), true, || self.pool.engine.close());
         lock(&self.model).flushed(span);
         done.map_err(|e| e.to_string())?;
-        let engine = open_engine(&self.disks, &self.exporter)?;
+        let engine = open_engine(&self.disks, &self.exporter, self.metadata_cache)?;
         self.pool = Arc::new(WatchedPool { engine, model: self.model.clone(), files: self.files.clone() });
         if with_service {
             self.service = Some(Service::open(&self.disks, self.pool.clone(), self.files.clone())?);

@@ -13,7 +13,7 @@ use crate::disks::{DATA, Disks, METADATA, Still};
 use crate::expected::Expected;
 use crate::files::Files;
 use crate::judge::{is_raw, wrong_sector};
-use crate::machine::{Service, name, open_engine, space};
+use crate::machine::{Service, TINY_CACHE, name, open_engine, space};
 use crate::model::Known;
 use crate::tokens::{BLOCK, SECTOR, TOLD_SECTORS, index, token_of};
 
@@ -61,7 +61,7 @@ impl Started {
     fn start(images: &[DiskImage], with_service: bool) -> Result<Self, String> {
         let disks = Disks::new(images.to_vec());
         let exporter = DirectExporter::new();
-        let engine = open_engine(&disks, &exporter)?;
+        let engine = open_engine(&disks, &exporter, TINY_CACHE)?;
         let files = Arc::new(Files::new(exporter.clone(), None));
         let service = if with_service { Some(Service::open(&disks, engine.clone(), files.clone())?) } else { None };
         Ok(Self { disks, exporter, engine, files, service })

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use thinsnap::snapshot::{Kind, Labels};
-use thinsnap_pool::{Access, ByteCount, DeviceId, ErrorKind, Result, ThinPool};
+use thinsnap_pool::{Access, ByteCount, DeviceId, ErrorKind, METADATA_CACHE_DEFAULT, Result, ThinPool};
 
 use crate::judge::RAW_IDS;
-use crate::machine::{Machine, SNAPSHOT_SIZE, name, space};
+use crate::machine::{Machine, SNAPSHOT_SIZE, TINY_CACHE, name, space};
 use crate::model::{Known, Model, lock};
 use crate::random::Random;
 use crate::tokens::{BLOCK, SECTORS_PER_BLOCK, TOLD_BLOCKS, TOLD_SECTORS};
@@ -34,7 +34,8 @@ impl Story {
         let mut random = Random::new(seed);
         // Sometimes so few that the pool is full for a good part of the story.
         let data_blocks = random.pick(&[14, 24, 40]);
-        let machine = Machine::new(data_blocks, has_service(seed));
+        let metadata_cache = if seed % 4 < 2 { TINY_CACHE } else { METADATA_CACHE_DEFAULT };
+        let machine = Machine::new(data_blocks, has_service(seed), metadata_cache);
         Self {
             machine,
             random,

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use crate::device::BlockDevice;
 use crate::embedded::committer::Commits;
 use crate::embedded::ledger::Ledger;
+use crate::embedded::mapping_cache::MappingCache;
 use crate::embedded::mode::Mode;
+use crate::embedded::options::EmbeddedOptions;
 use crate::embedded::pulse::Pulse;
 use crate::embedded::reclaim::Reclaim;
 use crate::error::{Error, ErrorKind, Result};
@@ -18,7 +20,7 @@ use crate::export::{Exporter, Outlook};
 use crate::meta::{DataRun, Metadata};
 use crate::mutation::Mutation;
 use crate::status::PoolMode;
-use crate::units::BlockSize;
+use crate::units::{BlockSize, ByteCount};
 
 pub(super) struct Backing {
     pub(super) data: Arc<dyn BlockDevice>,
@@ -28,7 +30,11 @@ pub(super) struct Backing {
     pub(super) commits: Commits,
     pub(super) reclaim: Reclaim,
     pub(super) pulse: Pulse,
+    /// Where the blocks of active volumes stand, as far as there is room to know it.
+    pub(super) mappings: Arc<MappingCache>,
     metadata: Mutex<Ledger>,
+    /// Bytes of nodes that may wait for a commit before writers do.
+    uncommitted_most: ByteCount,
     /// The file system that holds a sparse data file is full, although the pool has free blocks.
     full_below: AtomicBool,
     /// Blocks that the last write wanted which the pool's own count refused.
@@ -46,6 +52,7 @@ impl Backing {
         metadata_device: Arc<dyn BlockDevice>,
         data: Arc<dyn BlockDevice>,
         exporter: Weak<dyn Exporter>,
+        options: &EmbeddedOptions,
     ) -> Self {
         Self {
             data,
@@ -55,7 +62,9 @@ impl Backing {
             commits: Commits::default(),
             reclaim: Reclaim::default(),
             pulse: Pulse::new(exporter),
+            mappings: Arc::new(MappingCache::new(options.mapping_bytes())),
             metadata: Mutex::new(metadata),
+            uncommitted_most: options.metadata_cache,
             full_below: AtomicBool::new(false),
             wanted: AtomicU64::new(1),
         }
@@ -92,12 +101,12 @@ impl Backing {
         }
     }
 
-    /// The metadata, with room for `records` more changes in the intent log, for which a commit is made if need
-    /// be. The caller may hold cells. Errors: those of `metadata`, and of the commit.
+    /// The metadata, with room for `records` more changes in the intent log and in memory, for which a commit is made
+    /// if need be. The caller may hold cells. Errors: those of `metadata`, and of the commit.
     pub(super) fn metadata_for(&self, records: usize) -> Result<MutexGuard<'_, Ledger>> {
         loop {
-            let metadata = self.metadata()?;
-            if metadata.has_room(records) {
+            let mut metadata = self.metadata()?;
+            if metadata.has_room(records) && metadata.cached().1 <= self.uncommitted_most {
                 return Ok(metadata);
             }
             drop(metadata);

@@ -42,6 +42,17 @@ struct Threads {
     trimmer: Option<JoinHandle<()>>,
 }
 
+/// Memory for the metadata of a pool, in bytes; see [`EmbeddedOptions::metadata_cache`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetadataMemory {
+    /// Where the blocks of active devices stand.
+    pub mappings: ByteCount,
+    /// Nodes of the trees as they stand on the disk.
+    pub nodes: ByteCount,
+    /// Blocks of nodes that wait for a commit.
+    pub uncommitted: ByteCount,
+}
+
 /// A pool whose blocks this process moves.
 pub struct EmbeddedPool {
     backing: Arc<Backing>,
@@ -79,6 +90,7 @@ impl EmbeddedPool {
         if !Mutation::SkipFlushAtOpen.is_on() {
             metadata_device.flush().map_err(|e| e.doing("open the pool: make its superblock durable"))?;
         }
+        metadata.limit_cache(options.node_bytes());
         if options.intent_log.is_some() {
             metadata.set_logged(true);
         }
@@ -109,6 +121,7 @@ impl EmbeddedPool {
                 metadata_device,
                 data,
                 Arc::downgrade(&exporter),
+                options,
             )),
             exporter,
             claims: Claims::default(),
@@ -166,6 +179,13 @@ impl EmbeddedPool {
     /// Changes how long a change that nobody flushes may wait for its commit: a second, unless this says otherwise.
     pub fn set_commit_period(&self, period: Duration) {
         self.backing.commits.set_period(period);
+    }
+
+    /// Memory that is taken by what is known of the metadata. Errors: `Io` once a thread has panicked in the middle of a
+    /// change.
+    pub fn metadata_memory(&self) -> Result<MetadataMemory> {
+        let (nodes, uncommitted) = self.backing.metadata()?.cached();
+        Ok(MetadataMemory { mappings: self.backing.mappings.held(), nodes, uncommitted })
     }
 
     /// Returns when the blocks that durable commits freed are emptied and can be handed out again.

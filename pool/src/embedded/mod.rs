@@ -1,6 +1,7 @@
 //! Engine 1: the data path in this process, on a metadata and a data device.
 mod backing;
 mod cells;
+mod chunk;
 mod committer;
 mod embedded_pool;
 mod grow;
@@ -9,6 +10,8 @@ mod intent_log;
 mod intent_record;
 mod intent_tools;
 mod ledger;
+mod mapping_cache;
+mod mapping_index;
 mod mode;
 mod options;
 mod plan;
@@ -22,9 +25,9 @@ mod view;
 mod volume;
 mod write;
 
-pub use embedded_pool::EmbeddedPool;
+pub use embedded_pool::{EmbeddedPool, MetadataMemory};
 pub use intent_format::{IntentEpoch, IntentHeader, IntentLogContent, parse_intent_log};
 pub use intent_record::IntentChange;
 pub(crate) use intent_tools::state as intent_log_state_for;
 pub use intent_tools::{IntentLogState, discard_intent_log, intent_log_state};
-pub use options::EmbeddedOptions;
+pub use options::{EmbeddedOptions, METADATA_CACHE_DEFAULT};

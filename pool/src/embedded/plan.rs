@@ -2,7 +2,7 @@
 //!
 //! Invariant: a plan never writes into a block that another device may see.
 
-use crate::embedded::table::Entry;
+use crate::embedded::chunk::Entry;
 use crate::export::Direction;
 use crate::format::Mapping;
 use crate::mutation::Mutation;
@@ -47,7 +47,7 @@ fn may_be_shared(mapping: Mapping, snapshotted_time: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{Plan, plan};
-    use crate::embedded::table::Entry;
+    use crate::embedded::chunk::Entry;
     use crate::export::Direction;
     use crate::format::Mapping;
     use crate::units::DataBlock;

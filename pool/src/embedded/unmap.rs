@@ -100,7 +100,7 @@ impl ThinVolume {
 
     fn is_hole(&self, block: u64) -> Result<bool> {
         let _cell = self.cells.shared(block, 1);
-        self.load(block, 1)?;
-        Ok(self.plan(block, Direction::Read) == Plan::ReadZeroes)
+        let entry = self.resolve(block, 1)?.get(block);
+        Ok(self.plan(entry, Direction::Read) == Plan::ReadZeroes)
     }
 }

@@ -13,8 +13,9 @@ use crate::device::BlockDevice;
 use crate::device::check_range;
 use crate::embedded::backing::Backing;
 use crate::embedded::cells::{CELLS, Cells};
+use crate::embedded::chunk::{CHUNK, Entry};
 use crate::embedded::plan::{Plan, plan};
-use crate::embedded::table::{CHUNK, Entry, TABLE_BLOCKS_MAX, Table};
+use crate::embedded::table::{TABLE_BLOCKS_MAX, Table};
 use crate::embedded::write::Patience;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{DirectToken, Direction, Extent, Extents, Outlook, Volume};
@@ -51,12 +52,13 @@ impl ThinVolume {
         access: Access,
     ) -> Result<Self> {
         check_size(&backing, size)?;
+        let table = Table::new(Arc::clone(&backing.mappings));
         Ok(Self {
             id,
             access,
             backing,
             cells: Cells::new(),
-            table: Table::new(),
+            table,
             snapshotted_time: AtomicU32::new(details.snapshotted_time),
             creation_time: details.creation_time,
             size: AtomicU64::new(size.0),
@@ -126,36 +128,39 @@ impl ThinVolume {
         (first, (offset + len).div_ceil(size) - first)
     }
 
-    /// What to do with a block. The caller holds its cell.
-    pub(super) fn plan(&self, block: u64, direction: Direction) -> Plan {
-        plan(self.table.get(block), self.snapshotted_time.load(Ordering::Relaxed), direction)
+    /// What to do with a block of which that is known. The caller holds its cell.
+    pub(super) fn plan(&self, entry: Entry, direction: Direction) -> Plan {
+        plan(entry, self.snapshotted_time.load(Ordering::Relaxed), direction)
     }
 
-    /// Looks up what the table does not know of a range, whole chunks at a time.
-    pub(super) fn load(&self, first: u64, blocks: u64) -> Result<()> {
+    /// Where the blocks of a range stand: none is unknown. The caller holds their cells, so that it stays true; the
+    /// table may forget it at any time. What it does not know is looked up, whole chunks at a time.
+    pub(super) fn resolve(&self, first: u64, blocks: u64) -> Result<Resolved> {
+        let mut entries: Vec<Entry> = (first..first + blocks).map(|block| self.table.get(block)).collect();
         let mut block = first;
         while block < first + blocks {
-            if self.table.get(block) != Entry::Unknown {
+            let at = index(block - first);
+            if entries[at] != Entry::Unknown {
                 block += 1;
                 continue;
             }
-            let start = block / CHUNK * CHUNK;
+            let chunk = block / CHUNK;
+            let end = (chunk + 1) * CHUNK;
             let metadata = self.backing.metadata()?;
-            let runs = metadata.lookup_range(self.id, VirtualBlock(start)..VirtualBlock(start + CHUNK))?;
-            let mut at = start;
-            for run in runs {
-                (at..run.start.0).for_each(|hole| self.table.set(hole, None));
-                for i in 0..run.len {
-                    let mapping = Mapping { block: run.mapping.block.plus(i), ..run.mapping };
-                    self.table.set(run.start.0 + i, Some(mapping));
-                }
-                at = run.start.0 + run.len;
-            }
-            (at..start + CHUNK).for_each(|hole| self.table.set(hole, None));
+            let runs = metadata.lookup_range(self.id, VirtualBlock(chunk * CHUNK)..VirtualBlock(end))?;
+            self.table.fill(chunk, &runs);
             drop(metadata);
-            block = start + CHUNK;
+            let stop = end.min(first + blocks);
+            entries[at..index(stop - first)].fill(Entry::Hole);
+            for run in &runs {
+                for block in run.start.0.max(block)..(run.start.0 + run.len).min(stop) {
+                    let mapping = Mapping { block: run.mapping.block.plus(block - run.start.0), ..run.mapping };
+                    entries[index(block - first)] = Entry::Mapped(mapping);
+                }
+            }
+            block = end;
         }
-        Ok(())
+        Ok(Resolved { first, entries })
     }
 
     /// Errors with `Invalid` past the end, `ReadOnly` on a volume or pool that takes no writes.
@@ -177,11 +182,11 @@ impl ThinVolume {
     fn read_blocks(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let (first, blocks) = self.blocks_of(offset, buf.len() as u64);
         let _cells = self.cells.shared(first, blocks);
-        self.load(first, blocks)?;
+        let resolved = self.resolve(first, blocks)?;
         let mut done = 0;
         while done < buf.len() {
             let at = offset + done as u64;
-            let (place, len) = self.run_in_place(at, buf.len() - done);
+            let (place, len) = self.run_in_place(&resolved, at, buf.len() - done);
             let piece = &mut buf[done..done + len];
             match place {
                 Some(place) => self.backing.data.read_at(piece, place)?,
@@ -192,10 +197,10 @@ impl ThinVolume {
         Ok(())
     }
 
-    /// The longest piece from `offset` on that stands in one place, or is all hole. The blocks are looked up.
-    fn run_in_place(&self, offset: u64, max: usize) -> (Option<u64>, usize) {
+    /// The longest piece from `offset` on, at most `max` bytes, that stands in one place, or is all hole.
+    fn run_in_place(&self, resolved: &Resolved, offset: u64, max: usize) -> (Option<u64>, usize) {
         let size = self.block_bytes();
-        let place_of = |offset: u64| match self.plan(offset / size, Direction::Read) {
+        let place_of = |offset: u64| match self.plan(resolved.get(offset / size), Direction::Read) {
             Plan::Remap(block) => Some(self.backing.data_offset(block.0) + offset % size),
             Plan::ReadZeroes | Plan::LookUp | Plan::Provision | Plan::BreakSharing(_) => None,
         };
@@ -213,7 +218,7 @@ impl ThinVolume {
         let mut at = offset;
         while at < end {
             let step = (size - at % size).min(end - at);
-            let place = match self.plan(at / size, direction) {
+            let place = match self.plan(self.table.get(at / size), direction) {
                 Plan::Remap(block) => Some(self.backing.data_offset(block.0) + at % size),
                 Plan::ReadZeroes => None,
                 Plan::LookUp | Plan::Provision | Plan::BreakSharing(_) => return false,
@@ -226,6 +231,28 @@ impl ThinVolume {
         }
         true
     }
+}
+
+/// Where the blocks of a request stand, as long as their cells are held.
+pub(super) struct Resolved {
+    first: u64,
+    entries: Vec<Entry>,
+}
+
+impl Resolved {
+    /// What is known of a block of the range; never unknown.
+    pub(super) fn get(&self, block: u64) -> Entry {
+        self.entries[index(block - self.first)]
+    }
+
+    /// All blocks of the range.
+    pub(super) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+}
+
+fn index(blocks: u64) -> usize {
+    usize::try_from(blocks).expect("a request has few blocks")
 }
 
 impl Volume for ThinVolume {

@@ -6,9 +6,9 @@
 //! bytes of an unflushed write with it, which is what a disk with a volatile cache may do.
 
 use crate::device::AlignedBuffer;
+use crate::embedded::chunk::Entry;
 use crate::embedded::plan::Plan;
-use crate::embedded::table::Entry;
-use crate::embedded::volume::ThinVolume;
+use crate::embedded::volume::{Resolved, ThinVolume};
 use crate::error::{ErrorKind, Result};
 use crate::export::Direction;
 use crate::format::Mapping;
@@ -37,6 +37,8 @@ pub(super) enum Patience {
 /// A block of a request and where it goes.
 struct Target {
     block: VirtualBlock,
+    /// Where it stood so far.
+    before: Entry,
     plan: Plan,
     to: DataBlock,
     /// The part of the request that falls into the block.
@@ -86,15 +88,14 @@ impl ThinVolume {
     fn write_alone(&self, buf: &[u8], offset: u64) -> Result<()> {
         let (first, blocks) = self.blocks_of(offset, buf.len() as u64);
         let _cells = self.cells.exclusive(first, blocks);
-        self.load(first, blocks)?;
-        self.try_write(buf, offset)
+        let resolved = self.resolve(first, blocks)?;
+        self.try_write(buf, offset, &resolved)
     }
 
-    fn try_write(&self, buf: &[u8], offset: u64) -> Result<()> {
-        let (first, blocks) = self.blocks_of(offset, buf.len() as u64);
-        let needed = (first..first + blocks).filter(|&block| self.needs_block(block)).count() as u64;
+    fn try_write(&self, buf: &[u8], offset: u64, resolved: &Resolved) -> Result<()> {
+        let needed = resolved.entries().iter().filter(|&&entry| self.needs_block(entry)).count() as u64;
         let runs = self.backing.reserve(needed)?;
-        let targets = self.targets(buf.len(), offset, &runs);
+        let targets = self.targets(buf.len(), offset, &runs, resolved);
         if let Err(e) = self.write_data(buf, &targets) {
             if e.kind() == ErrorKind::OutOfDataSpace {
                 self.backing.full_below();
@@ -109,15 +110,15 @@ impl ThinVolume {
         Ok(())
     }
 
-    fn needs_block(&self, block: u64) -> bool {
-        match self.plan(block, Direction::Write) {
+    fn needs_block(&self, entry: Entry) -> bool {
+        match self.plan(entry, Direction::Write) {
             Plan::Provision | Plan::BreakSharing(_) => true,
             Plan::Remap(_) | Plan::ReadZeroes | Plan::LookUp => false,
         }
     }
 
     /// Gives each block of the request its place: the one it has, or the next reserved one.
-    fn targets(&self, len: usize, offset: u64, runs: &[DataRun]) -> Vec<Target> {
+    fn targets(&self, len: usize, offset: u64, runs: &[DataRun], resolved: &Resolved) -> Vec<Target> {
         let size = self.block_bytes();
         let mut reserved = runs.iter().flat_map(|run| (0..run.len).map(|i| run.start.plus(i)));
         let mut targets = Vec::new();
@@ -126,14 +127,15 @@ impl ThinVolume {
             let at = offset + done as u64;
             let skip = at % size;
             let step = usize::try_from(size - skip).unwrap_or(len).min(len - done);
-            let plan = self.plan(at / size, Direction::Write);
+            let before = resolved.get(at / size);
+            let plan = self.plan(before, Direction::Write);
             let to = match plan {
                 Plan::Remap(block) => block,
                 Plan::Provision | Plan::BreakSharing(_) | Plan::ReadZeroes | Plan::LookUp => {
                     reserved.next().expect("as many blocks were reserved as the same plans, under the same cells, need")
                 }
             };
-            targets.push(Target { block: VirtualBlock(at / size), plan, to, piece: done..done + step, skip });
+            targets.push(Target { block: VirtualBlock(at / size), before, plan, to, piece: done..done + step, skip });
             done += step;
         }
         targets
@@ -241,13 +243,11 @@ impl ThinVolume {
                 self.backing.commits.note_change();
                 return Err(e.doing(format_args!("write device {}", self.id)));
             }
-            let time = metadata.time();
-            for i in 0..run.len {
-                let block = start.0 + i;
-                let own_before = matches!(self.table.get(block), Entry::Mapped(old) if self.is_own(old));
-                self.count_own(&metadata, i64::from(!own_before));
-                self.table.set(block, Some(Mapping { block: run.start.plus(i), time }));
-            }
+            let of_run = targets.iter().filter(|target| (start.0..start.0 + run.len).contains(&target.block.0));
+            let was_own = |target: &&Target| matches!(target.before, Entry::Mapped(old) if self.is_own(old));
+            let own_before = of_run.filter(was_own).count() as u64;
+            self.count_own(&metadata, i64::try_from(run.len - own_before).unwrap_or(i64::MAX));
+            self.table.set(start.0, run.len, Mapping { block: run.start, time: metadata.time() });
         }
         drop(metadata);
         self.backing.commits.note_change();

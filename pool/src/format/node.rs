@@ -233,6 +233,19 @@ impl Node {
         self.keys.extend_from_slice(&other.keys[range]);
     }
 
+    /// Bytes that the node takes in memory.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + 8 * self.keys.capacity() + self.values.capacity()
+    }
+
+    /// Gives back the room that is left of a batch of entries, if it is worth the copy.
+    pub(crate) fn trim_memory(&mut self) {
+        if self.keys.capacity() - self.keys.len() > self.keys.len() / 8 {
+            self.keys.shrink_to_fit();
+            self.values.shrink_to_fit();
+        }
+    }
+
     /// Gives the node the header that we write: the most entries that fit.
     pub(crate) fn widen(&mut self) {
         self.max_entries = entries_max(self.value_size);

@@ -8,10 +8,12 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use crate::format::Node;
-use crate::units::MetaBlock;
+use crate::units::{ByteCount, MetaBlock};
 
-/// Nodes kept: 4096 of about 4 KiB are 16 MiB, and hold the leaves of about a million mappings.
-const CAPACITY: usize = 4096;
+/// Bytes that are kept unless somebody says otherwise: four thousand nodes, the leaves of about a million mappings.
+const BYTES_DEFAULT: ByteCount = ByteCount(16 << 20);
+/// What a node costs beside its entries: counts of its owners, its place here, what the allocator keeps for itself.
+const OVERHEAD_BYTES: usize = 128;
 
 /// Spreads block numbers over a hash table; they are ours, so nobody can choose colliding ones to any gain.
 #[derive(Default)]
@@ -44,15 +46,45 @@ struct Slot {
     used: bool,
 }
 
+impl Slot {
+    fn bytes(&self) -> usize {
+        self.node.memory_bytes() + OVERHEAD_BYTES
+    }
+}
+
 /// The cache.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct NodeCache {
     slots: Vec<Slot>,
     places: BlockMap<usize>,
     hand: usize,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Default for NodeCache {
+    fn default() -> Self {
+        let bytes_max = limit(BYTES_DEFAULT);
+        Self { slots: Vec::new(), places: BlockMap::default(), hand: 0, bytes: 0, bytes_max }
+    }
+}
+
+fn limit(most: ByteCount) -> usize {
+    usize::try_from(most.0).unwrap_or(usize::MAX)
 }
 
 impl NodeCache {
+    /// Keeps at most so many bytes from here on; the node that was asked for last is always kept.
+    pub(crate) fn set_limit(&mut self, most: ByteCount) {
+        self.bytes_max = limit(most);
+        self.make_room(0);
+    }
+
+    /// Bytes that are kept.
+    pub(crate) fn bytes(&self) -> ByteCount {
+        ByteCount(self.bytes as u64)
+    }
+
     /// The node of a block, if it is here.
     pub(crate) fn find(&mut self, block: MetaBlock) -> Option<Arc<Node>> {
         let slot = &mut self.slots[*self.places.get(&block)?];
@@ -60,32 +92,36 @@ impl NodeCache {
         Some(Arc::clone(&slot.node))
     }
 
-    /// Keeps a node, perhaps in the place of one that was not asked for lately.
-    pub(crate) fn insert(&mut self, block: MetaBlock, node: Arc<Node>) {
-        if let Some(&place) = self.places.get(&block) {
-            self.slots[place].node = node;
-            return;
+    /// Keeps a node, perhaps in the place of some that were not asked for lately.
+    pub(crate) fn insert(&mut self, block: MetaBlock, mut node: Arc<Node>) {
+        if let Some(own) = Arc::get_mut(&mut node) {
+            own.trim_memory();
         }
+        self.remove(block);
         let slot = Slot { block, node, used: false };
-        if self.slots.len() < CAPACITY {
-            self.places.insert(block, self.slots.len());
-            self.slots.push(slot);
-            return;
+        self.make_room(slot.bytes());
+        self.bytes += slot.bytes();
+        self.places.insert(block, self.slots.len());
+        self.slots.push(slot);
+    }
+
+    fn make_room(&mut self, wanted: usize) {
+        // A round clears every flag at most once, so this ends.
+        while self.bytes + wanted > self.bytes_max && !self.slots.is_empty() {
+            let slot = &mut self.slots[self.hand];
+            if std::mem::take(&mut slot.used) {
+                self.hand = (self.hand + 1) % self.slots.len();
+            } else {
+                let block = slot.block;
+                self.remove(block);
+            }
         }
-        // Ends within two rounds: the first clears every flag.
-        while std::mem::take(&mut self.slots[self.hand].used) {
-            self.hand = (self.hand + 1) % CAPACITY;
-        }
-        self.places.remove(&self.slots[self.hand].block);
-        self.places.insert(block, self.hand);
-        self.slots[self.hand] = slot;
-        self.hand = (self.hand + 1) % CAPACITY;
     }
 
     /// Forgets a block that is about to be used for something else.
     pub(crate) fn remove(&mut self, block: MetaBlock) {
         if let Some(place) = self.places.remove(&block) {
-            self.slots.swap_remove(place);
+            self.bytes -= self.slots.swap_remove(place).bytes();
             if let Some(moved) = self.slots.get(place) {
                 self.places.insert(moved.block, place);
             }
@@ -98,24 +134,64 @@ impl NodeCache {
 
 #[cfg(test)]
 mod tests {
-    use super::{CAPACITY, NodeCache};
+    use super::{NodeCache, OVERHEAD_BYTES};
     use crate::format::Node;
-    use crate::units::MetaBlock;
+    use crate::units::{ByteCount, MetaBlock};
     use std::sync::Arc;
+
+    fn leaf(entries: u64) -> Arc<Node> {
+        let mut node = Node::empty_leaf(8);
+        (0..entries).for_each(|key| node.push(key, key));
+        Arc::new(node)
+    }
+
+    fn assert_consistent(cache: &NodeCache) {
+        assert!(cache.slots.iter().enumerate().all(|(at, slot)| cache.places[&slot.block] == at));
+        assert_eq!(cache.slots.len(), cache.places.len());
+        assert_eq!(
+            cache.bytes,
+            cache.slots.iter().map(|slot| slot.node.memory_bytes() + OVERHEAD_BYTES).sum::<usize>()
+        );
+    }
 
     #[test]
     fn the_cache_is_bounded_and_keeps_what_is_asked_for() {
         let mut cache = NodeCache::default();
-        let node = Arc::new(Node::empty_leaf(8));
+        cache.set_limit(ByteCount(100_000));
         let wanted = MetaBlock(3);
-        cache.insert(wanted, Arc::clone(&node));
-        for block in 10..10 + 3 * CAPACITY as u64 {
-            cache.insert(MetaBlock(block), Arc::clone(&node));
+        cache.insert(wanted, leaf(252));
+        for block in 10..1000 {
+            cache.insert(MetaBlock(block), leaf(block % 253));
+            assert!(cache.bytes().0 <= 100_000);
             assert!(cache.find(wanted).is_some(), "asked for after every insertion");
         }
-        assert_eq!((cache.slots.len(), cache.places.len()), (CAPACITY, CAPACITY));
+        assert!(cache.bytes().0 > 90_000, "room is used");
+        assert_consistent(&cache);
         cache.remove(wanted);
         assert!(cache.find(wanted).is_none());
-        assert!(cache.slots.iter().enumerate().all(|(at, slot)| cache.places[&slot.block] == at));
+        cache.set_limit(ByteCount(10_000));
+        assert!(cache.bytes().0 <= 10_000);
+        assert_consistent(&cache);
+    }
+
+    #[test]
+    fn a_node_that_was_filled_in_a_batch_gives_its_spare_memory_back() {
+        let mut cache = NodeCache::default();
+        let mut node = Node::empty_leaf(8).emptied(10_000);
+        node.push(1, 1u64);
+        cache.insert(MetaBlock(1), Arc::new(node));
+        assert!(cache.bytes().0 < 300, "{}", cache.bytes());
+    }
+
+    #[test]
+    fn a_limit_below_one_node_keeps_the_last_one() {
+        let mut cache = NodeCache::default();
+        cache.set_limit(ByteCount(0));
+        for block in 1..10 {
+            cache.insert(MetaBlock(block), leaf(9));
+            assert!(cache.find(MetaBlock(block)).is_some());
+            assert!(cache.find(MetaBlock(block - 1)).is_none());
+        }
+        assert_consistent(&cache);
     }
 }

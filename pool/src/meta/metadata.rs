@@ -27,7 +27,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{DeviceDetails, IndexEntry, Mapping, Superblock};
 use crate::meta::counts::Counts;
 use crate::meta::transaction::Transaction;
-use crate::units::{BlockSize, DataBlock, DeviceId, MetaBlock, VirtualBlock};
+use crate::units::{BlockSize, ByteCount, DataBlock, DeviceId, METADATA_BLOCK_SIZE, MetaBlock, VirtualBlock};
 
 /// How a new pool is laid out.
 #[derive(Debug, Clone, Copy)]
@@ -248,6 +248,17 @@ impl Metadata {
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         self.frozen
+    }
+
+    /// Keeps at most so many bytes of nodes that stand on the disk, 16 MiB unless this says otherwise.
+    pub fn limit_cache(&mut self, most: ByteCount) {
+        self.transaction.cache().set_limit(most);
+    }
+
+    /// Bytes of nodes that are kept, and of those that must be until a commit has written them.
+    pub fn cached(&mut self) -> (ByteCount, ByteCount) {
+        let uncommitted = (self.transaction.uncommitted() * METADATA_BLOCK_SIZE) as u64;
+        (self.transaction.cache().bytes(), ByteCount(uncommitted))
     }
 
     /// Lets every change use the reserve: for one who repeats changes that were possible before.

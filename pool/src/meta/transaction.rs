@@ -108,6 +108,16 @@ impl Transaction {
         Ok(node)
     }
 
+    /// Nodes that stand in memory alone until a commit has written them.
+    pub(crate) fn uncommitted(&self) -> usize {
+        self.private.len() + self.frozen.len()
+    }
+
+    /// What is kept of the disk.
+    pub(crate) fn cache(&mut self) -> &mut NodeCache {
+        self.cache.get_mut()
+    }
+
     /// A new block for something that is no node, with one owner.
     pub(crate) fn allocate(&mut self) -> Result<MetaBlock> {
         let block = self.metadata.allocate().ok_or_else(|| {

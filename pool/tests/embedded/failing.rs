@@ -111,8 +111,11 @@ const LOG_RECORDS: u32 = 128;
 #[test]
 fn a_commit_that_a_full_intent_log_forces_may_fail_and_nothing_acknowledged_is_lost() {
     let dir = tempfile::tempdir().unwrap();
-    let options =
-        EmbeddedOptions { intent_log: Some(dir.path().join("intent.log")), intent_log_records: Some(LOG_RECORDS) };
+    let options = EmbeddedOptions {
+        intent_log: Some(dir.path().join("intent.log")),
+        intent_log_records: Some(LOG_RECORDS),
+        ..EmbeddedOptions::default()
+    };
     let ground = Ground::new(200);
     ground.pool.close().unwrap();
     let open = || {

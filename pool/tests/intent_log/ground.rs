@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 
 use thinsnap_pool::{
-    BlockDevice, BlockSize, DiskImage, EmbeddedOptions, EmbeddedPool, Error, ErrorKind, FormatOptions, Metadata,
-    OpenMode, PowerCutDevice, PowerSupply, Result,
+    BlockDevice, BlockSize, ByteCount, DiskImage, EmbeddedOptions, EmbeddedPool, Error, ErrorKind, FormatOptions,
+    METADATA_CACHE_DEFAULT, Metadata, OpenMode, PowerCutDevice, PowerSupply, Result,
 };
 
 use crate::direct_exporter::DirectExporter;
@@ -123,6 +123,7 @@ pub(crate) struct Ground {
     metadata: Arc<PowerCutDevice>,
     data: Arc<PowerCutDevice>,
     records: u32,
+    metadata_cache: ByteCount,
     dir: tempfile::TempDir,
     lives: usize,
     life: Option<Arc<Life>>,
@@ -133,6 +134,11 @@ pub(crate) struct Ground {
 impl Ground {
     /// A new pool of `data_blocks`, with a log of `records`.
     pub(crate) fn new(data_blocks: u64, records: u32) -> Self {
+        Self::with_cache(data_blocks, records, METADATA_CACHE_DEFAULT)
+    }
+
+    /// The same for engines that remember at most so much of the metadata.
+    pub(crate) fn with_cache(data_blocks: u64, records: u32, metadata_cache: ByteCount) -> Self {
         let supply = PowerSupply::new();
         let metadata = supply.unordered_device(DiskImage::zeroed(512 * 4096));
         let options =
@@ -145,6 +151,7 @@ impl Ground {
             metadata: Arc::new(metadata),
             data: Arc::new(data),
             records,
+            metadata_cache,
             dir: tempfile::tempdir().unwrap(),
             lives: 0,
             life: None,
@@ -182,7 +189,11 @@ impl Ground {
             Arc::new(Mortal { device: Arc::clone(device), life: Arc::clone(&life) }) as Arc<dyn BlockDevice>
         };
         let (device, data) = (mortal(&self.metadata), mortal(&self.data));
-        let options = EmbeddedOptions { intent_log: Some(path), intent_log_records: Some(self.records) };
+        let options = EmbeddedOptions {
+            intent_log: Some(path),
+            intent_log_records: Some(self.records),
+            metadata_cache: self.metadata_cache,
+        };
         self.exporter = DirectExporter::new();
         let metadata = Metadata::open(Arc::clone(&device), OpenMode::ReadWrite)?;
         let pool = EmbeddedPool::with_options(metadata, device, data, Arc::clone(&self.exporter) as _, &options)?;

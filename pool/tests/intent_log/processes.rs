@@ -30,7 +30,11 @@ fn id(number: u32) -> DeviceId {
 }
 
 fn open(dir: &Path, exporter: &Arc<DirectExporter>) -> Arc<EmbeddedPool> {
-    let options = EmbeddedOptions { intent_log: Some(dir.join("intent.log")), intent_log_records: Some(256) };
+    let options = EmbeddedOptions {
+        intent_log: Some(dir.join("intent.log")),
+        intent_log_records: Some(256),
+        ..EmbeddedOptions::default()
+    };
     let exporter: Arc<dyn thinsnap_pool::Exporter> = Arc::clone(exporter) as _;
     // The kernel gives the locks of a killed process back a moment after the process is gone.
     let deadline = Instant::now() + WAIT;
