@@ -52,9 +52,9 @@ struct Plan {
 }
 
 impl Plan {
-    /// A virtual machine without hardware's help takes twenty times as long for a call.
+    /// An emulated processor takes twenty times as long for a call.
     fn new() -> Self {
-        let mut plan = match std::env::var_os("THINSNAP_VM") {
+        let mut plan = match std::env::var_os("THINSNAP_VM_EMULATED") {
             Some(_) => Self { kills: 25, callers: 4, publishers: 1, slowness: 20 },
             None => Self { kills: 500, callers: 12, publishers: 3, slowness: 1 },
         };

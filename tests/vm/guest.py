@@ -1,7 +1,8 @@
-"""One run of one command in a guest: QEMU's command line, the initramfs, and the talk with start.sh.
+"""One run of one command in a guest: its machine (QEMU, or a kernel that is a program), the initramfs, and the talk with
+start.sh.
 
 Nothing of a run has a name in the host's file systems: the initramfs is memory, temporary disks are unlinked files, the
-talk goes over socket pairs, and QEMU dies with this process. So nothing is left behind, however the run ends.
+talk goes over socket pairs, and the machine dies with this process. So nothing is left behind, however the run ends.
 """
 
 import ctypes
@@ -22,17 +23,16 @@ from pathlib import Path
 
 from kernel import HERE, Failed
 
-# Loaded before the root is there, and what the tests need; the kernel loads the rest when it is asked for.
-MODULES = (
-    "virtio_pci virtio_console virtio_rng virtio_blk 9pnet_virtio 9p overlay crc32c_generic ext4 loop fuse "
-    "dm_mod dm_thin_pool dm_flakey dm_log_writes"
-).split()
+# What the tests need, loaded after what leads to the root; the kernel loads the rest when it is asked for.
+MODULES = "overlay ext4 loop fuse dm_mod dm_thin_pool dm_flakey dm_log_writes".split()
 
 COMMAND_LINE = (
     "console=ttyS0 quiet loglevel=5 panic=-1 oops=panic mitigations=off nokaslr audit=0 apparmor=0 nowatchdog "
     "no_timer_check tsc=reliable rcupdate.rcu_cpu_stall_timeout=300 random.trust_cpu=on cryptomgr.notests "
     "raid6_pq.benchmark=0"
 ).split()
+
+USER_MODE_COMMAND_LINE = "panic=-1 oops=panic quiet loglevel=5 audit=0 cryptomgr.notests raid6_pq.benchmark=0".split()
 
 # A machine that others use too may be slow to boot.
 BOOT_SECONDS = 180
@@ -96,12 +96,12 @@ class Stopped(Exception):
 
 
 def run(what):
-    """Boots, runs, reports; always ends, and ends QEMU."""
-    if not shutil.which("qemu-system-x86_64"):
+    """Boots, runs, reports; always ends, and ends the machine."""
+    if not what.kernel.user_mode and not shutil.which("qemu-system-x86_64"):
         raise Failed("qemu-system-x86_64 is not installed (Debian package: qemu-system-x86)")
     if not shutil.which("mkfs.ext4", path=with_sbin(os.environ.get("PATH", ""))):
         raise Failed("mkfs.ext4 is not installed (Debian package: e2fsprogs)")
-    guest = Guest(what)
+    guest = UserModeGuest(what) if what.kernel.user_mode else Guest(what)
     try:
         return guest.run()
     finally:
@@ -109,12 +109,18 @@ def run(what):
 
 
 class Guest:
+    """A guest in QEMU."""
+
+    # For the scripts in the guest: what kind of machine it is.
+    machine = "qemu"
+    first_modules = ("virtio_pci", "virtio_console", "virtio_rng", "virtio_blk", "9pnet_virtio", "9p", "crc32c_generic")
+
     def __init__(self, what):
         self.what = what
-        self.qemu = None
+        self.process = None
         self.console = b""
-        self.lent = []  # what QEMU inherits
-        self.files = []  # kept open as long as QEMU runs
+        self.lent = []  # what the machine inherits
+        self.files = []  # kept open as long as it runs
         self.ports = {}
         self.accelerator = what.accelerator
 
@@ -123,13 +129,14 @@ class Guest:
         begun = time.monotonic()
         parent = os.getpid()
         self.log = tempfile.TemporaryFile()
-        self.qemu = subprocess.Popen(
+        self.process = subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,
             pass_fds=self.lent,
             preexec_fn=lambda: die_with(parent),
+            **self.surroundings(),
         )
         for descriptor in self.lent:
             os.close(descriptor)
@@ -137,13 +144,17 @@ class Guest:
         return self.attend(begun)
 
     def end(self):
-        if self.qemu:
-            self.qemu.kill()
-            self.qemu.wait()
+        if self.process:
+            self.process.kill()
+            self.process.wait()
         for descriptor in self.lent:
             os.close(descriptor)
         for port in [*self.ports.values(), *self.files]:
             port.close()
+
+    def surroundings(self):
+        """Where the machine's program runs, as subprocess takes it."""
+        return {}
 
     def arguments(self):
         what = self.what
@@ -158,9 +169,7 @@ class Guest:
         self.share(arguments, "modules", what.kernel.modules, True)
         for n, directory in enumerate(what.shares):
             self.share(arguments, f"share{n}", directory, False)
-        scratch = tempfile.TemporaryFile(dir=os.environ.get("TMPDIR", "/var/tmp"))
-        scratch.truncate(TEMPORARY_DISK)
-        make_filesystem(scratch.fileno())
+        scratch = scratch_disk()
         for n, disk in enumerate([Disk("scratch", None), *what.disks]):
             self.disk(arguments, n, disk, scratch)
         initramfs = self.initramfs()
@@ -229,14 +238,14 @@ class Guest:
         archive.add("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
         archive.add("bin/busybox", stat.S_IFREG | 0o755, static_busybox())
         archive.add("init", stat.S_IFREG | 0o755, (HERE / "init.sh").read_bytes())
-        files = kernel.in_load_order(MODULES)
+        files = kernel.in_load_order([*self.first_modules, *MODULES])
         for file in files:
             archive.add(f"modules/{file.name}", stat.S_IFREG | 0o644, file.read_bytes())
         archive.add("modules/list", stat.S_IFREG | 0o644, "".join(f"{f.name}\n" for f in files).encode())
         texts = {
-            "settings": f"RELEASE={shlex.quote(kernel.release)}\nDISKS={shlex.quote(' '.join(['scratch', *(disk.name for disk in self.what.disks)]))}\n",
+            "settings": "".join(f"{name}={shlex.quote(value)}\n" for name, value in self.settings().items()),
             "shares": "".join(f"share{n} {os.path.abspath(s)}\n" for n, s in enumerate(self.what.shares)),
-            "command": command_script(self.what.command, kernel),
+            "command": command_script(self.what.command, kernel, self.accelerator),
         }
         for name, text in texts.items():
             archive.add(f"vm/{name}", stat.S_IFREG | 0o644, text.encode())
@@ -245,6 +254,10 @@ class Guest:
         memory.write(archive.finished())
         memory.flush()
         return memory
+
+    def settings(self):
+        disks = " ".join(["scratch", *(disk.name for disk in self.what.disks)])
+        return {"MACHINE": self.machine, "RELEASE": self.what.kernel.release, "DISKS": disks}
 
     def attend(self, begun):
         """Passes on what the command says and follows its course until it has ended, was cut or ran too long."""
@@ -305,17 +318,21 @@ class Guest:
                     elif word == "end":
                         phase = "end"
         if status is None:
-            status = self.qemu.wait()
+            status = self.process.wait()
             self.log.seek(0)
             said = self.log.read().decode(errors="replace").strip()
-            self.say(f"the guest stopped before the command ended (QEMU: status {status}) {said}\n{self.console_tail()}")
+            self.say(f"the guest stopped before the command ended (its machine: status {status}) {said}\n{self.console_tail()}")
             return self.outcome(BROKEN, boot, seconds)
-        # In order, so that QEMU brings its images to their files.
-        self.qemu.terminate()
+        # The last words may have come after the end was told.
+        for name, output in outputs.items():
+            while data := received(self.ports[name]):
+                pass_on(output, data)
+        # In order, so that the machine brings its images to their files.
+        self.process.terminate()
         try:
-            self.qemu.wait(10)
+            self.process.wait(10)
         except subprocess.TimeoutExpired:
-            self.say("QEMU does not end by itself; it is killed")
+            self.say("the machine does not end by itself; it is killed")
         return self.outcome(status, boot, seconds)
 
     def say(self, text):
@@ -327,6 +344,47 @@ class Guest:
 
     def console_tail(self):
         return "\n".join(self.console.decode(errors="replace").replace("\r", "").splitlines()[-120:])
+
+
+class UserModeGuest(Guest):
+    """A guest whose kernel is a program of the host."""
+
+    machine = "user-mode"
+    first_modules = ()
+
+    def surroundings(self):
+        folder = str(self.what.kernel.folder)
+        # Its memory is a file without a name there.
+        memory = "/dev/shm" if room_in("/dev/shm") > self.what.memory << 20 else os.environ.get("TMPDIR", "/var/tmp")
+        return {"cwd": folder, "env": {"LD_LIBRARY_PATH": folder, "TMPDIR": memory, "HOME": self.directory.name}}
+
+    def arguments(self):
+        what = self.what
+        # It insists on a directory in which it may be found.
+        self.directory = tempfile.TemporaryDirectory(prefix="vm-")
+        arguments = [str(what.kernel.program), f"mem={what.memory}M", f"initrd={self.inherited(self.initramfs())}"]
+        arguments += [f"uml_dir={self.directory.name}", "umid=guest", "seccomp=on", "noreboot", "con=null", "console=tty0"]
+        arguments += [f"con0=null,{self.port('console')}"]
+        arguments += [f"ssl0=null,{self.port('out')}", f"ssl1=null,{self.port('err')}", f"ssl2={self.port('control')}"]
+        if len(what.disks) > 7 or any(disk.log for disk in what.disks):
+            raise Failed("a kernel that is a program has no more than eight disks, and no log of their writes")
+        for n, disk in enumerate([Disk("scratch", None), *what.disks]):
+            path = disk.file or self.inherited(scratch_disk())
+            if re.search(r"[,:\s]", str(path)):
+                raise Failed(f"a kernel that is a program takes no disk with the name {str(path)!r}")
+            arguments.append(f"ubd{n}d={path},,{disk.name}")
+        return [*arguments, *USER_MODE_COMMAND_LINE]
+
+    def port(self, name):
+        return f"fd:{super().port(name).rpartition('=')[2]}"
+
+    def settings(self):
+        shares = {f"HOST_share{n}": os.path.abspath(directory) for n, directory in enumerate(self.what.shares)}
+        return {**super().settings(), **shares, "HOST_root": "/", "HOST_modules": str(self.what.kernel.modules)}
+
+    def end(self):
+        super().end()
+        self.directory.cleanup()
 
 
 class Archive:
@@ -348,13 +406,15 @@ class Archive:
         return b"".join(self.parts)
 
 
-def command_script(command, kernel):
+def command_script(command, kernel, accelerator):
     """The command with this process's environment and directory."""
     environment = {k: v for k, v in os.environ.items() if re.fullmatch(r"[A-Za-z_]\w*", k)}
     environment["PATH"] = with_sbin(environment.get("PATH", ""))
     # Files under / live in the guest's memory, and direct I/O does not work there.
     environment["TMPDIR"] = "/scratch"
     environment["THINSNAP_VM"] = kernel.release
+    if accelerator == "tcg":
+        environment["THINSNAP_VM_EMULATED"] = "1"
     # There is no udev to make device nodes.
     environment["DM_DISABLE_UDEV"] = "1"
     for name in ("PWD", "OLDPWD", "SHLVL", "_", "XDG_RUNTIME_DIR", "THINSNAP_TEST_RUN"):
@@ -367,6 +427,23 @@ def command_script(command, kernel):
 def with_sbin(path):
     parts = path.split(":") if path else []
     return ":".join(parts + [d for d in ("/usr/sbin", "/usr/bin", "/sbin", "/bin") if d not in parts])
+
+
+def room_in(directory):
+    """Bytes that may be written there; none where programs may not be run."""
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return 0
+    return 0 if found.f_flag & os.ST_NOEXEC else found.f_bavail * found.f_frsize
+
+
+def scratch_disk():
+    """An open file without a name, with a file system for temporary files."""
+    scratch = tempfile.TemporaryFile(dir=os.environ.get("TMPDIR", "/var/tmp"))
+    scratch.truncate(TEMPORARY_DISK)
+    make_filesystem(scratch.fileno())
+    return scratch
 
 
 def make_filesystem(descriptor):
@@ -396,6 +473,8 @@ def static_busybox():
 def accelerator(kernel, cache):
     """`kvm` where it works, else `tcg`, which emulates every instruction. That /dev/kvm opens, and even that a processor
     can be made, says little inside other virtual machines: a guest is booted to see, once in a boot of the host."""
+    if kernel.user_mode:
+        return "a program"
     asked = os.environ.get("THINSNAP_VM_ACCEL")
     if asked:
         return asked
@@ -461,7 +540,7 @@ def say(text):
 
 
 def stop_on_signals():
-    """Makes the signals that end this process an exception, so that it takes QEMU with it."""
+    """Makes the signals that end this process an exception, so that it takes the machine with it."""
 
     def stop(number, _frame):
         raise Stopped(number)

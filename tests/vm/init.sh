@@ -9,10 +9,16 @@ $b mount -t sysfs sys /sys
 . /vm/settings
 while read -r module; do $b insmod "/modules/$module" || die "insmod $module"; done </modules/list
 
-# A link for each disk, by the name that the caller gave it; disks appear in their own time and order.
+# A link for each disk, by the name that the caller gave it; disks appear in their own time and order. Those of a kernel
+# that is a program are there, in the order of their names.
 $b mkdir /dev/disk-by-name
 rounds=0
+letters=abcdefgh
 for name in $DISKS; do
+    if [ $MACHINE = user-mode ]; then
+        $b ln -s /dev/ubd${letters%"${letters#?}"} /dev/disk-by-name/$name
+        letters=${letters#?}
+    fi
     until [ -e /dev/disk-by-name/$name ]; do
         for disk in /sys/block/vd*; do
             [ "$($b cat $disk/serial 2>/dev/null)" = $name ] && $b ln -s /dev/${disk##*/} /dev/disk-by-name/$name
@@ -24,7 +30,14 @@ for name in $DISKS; do
 done
 
 # share TAG DIRECTORY OPTIONS: a directory of the host.
-share() { $b mount -t 9p -o "trans=virtio,version=9p2000.L,msize=512000,access=any,$3" "$1" "$2" || die "mount $2"; }
+share() {
+    if [ $MACHINE = user-mode ]; then
+        eval "directory=\$HOST_$1"
+        $b mount -t hostfs -o "${3%%,*}" -o "$directory" none "$2" || die "mount $2"
+        return
+    fi
+    $b mount -t 9p -o "trans=virtio,version=9p2000.L,msize=512000,access=any,$3" "$1" "$2" || die "mount $2"
+}
 share root /lower ro,cache=loose
 $b mount -t tmpfs -o mode=755,size=75% upper /upper
 $b mkdir /upper/files /upper/work

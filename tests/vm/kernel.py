@@ -15,6 +15,12 @@ HERE = Path(__file__).resolve().parent
 
 # What `--kernel` may name, and the Debian suite whose package it is.
 SUITES = {"6.12": "trixie", "6.1": "bookworm"}
+# The kernel as a program of the host: no processor is emulated, so it is many times as fast where KVM does not work. It
+# has one processor and no machine around it.
+USER_MODE = "user-mode"
+USER_MODE_SUITE = "sid"
+# When an older one is killed, its guest's processes go on, on the host and as its root.
+USER_MODE_OLDEST = (6, 13)
 
 # Raise it when what prepare() makes of a package changes.
 LAYOUT = 1
@@ -38,6 +44,8 @@ class Kernel:
         self.folder = folder
         self.release = (folder / "release").read_text()
         self.modules = folder / "modules" / self.release
+        self.program = folder / "linux"
+        self.user_mode = self.program.exists()
         self.needs = {}  # module → modules that must be loaded before it
         self.files = {}
         for line in (self.modules / "modules.dep").read_text().splitlines():
@@ -63,10 +71,14 @@ class Kernel:
 
 def prepare(version, cache):
     """The kernel of that version, from the cache or from Debian."""
-    if version not in SUITES:
-        raise Failed(f"no kernel {version}: there are {', '.join(SUITES)}")
+    if version not in (*SUITES, USER_MODE):
+        raise Failed(f"no kernel {version}: there are {', '.join((*SUITES, USER_MODE))}")
     folder = cache / f"kernel-{version}"
-    fetch = [HERE.parent / "fetch-deb.sh", SUITES[version], "depends-of:linux-image-amd64", folder / "package"]
+    if version == USER_MODE:
+        packages = [USER_MODE_SUITE, "user-mode-linux", "libc6"]
+    else:
+        packages = [SUITES[version], "depends-of:linux-image-amd64"]
+    fetch = [HERE.parent / "fetch-deb.sh", *packages, folder / "package"]
     # The package of an earlier run, fetched or not, is made ready by one process.
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
@@ -95,6 +107,9 @@ def name_of(path):
 
 
 def make_ready(package, into):
+    if (package / "usr/bin/linux.uml").exists():
+        make_user_mode_ready(package, into)
+        return
     images = list(package.glob("boot/vmlinuz-*"))
     modules = [d for top in ("lib/modules", "usr/lib/modules") for d in package.glob(f"{top}/*")]
     if len(images) != 1 or len(modules) != 1:
@@ -103,6 +118,26 @@ def make_ready(package, into):
     unpack_image(images[0], into / "vmlinux")
     copy_modules(modules[0], into / "modules" / modules[0].name)
     (into / "release").write_text(modules[0].name)
+
+
+def make_user_mode_ready(package, into):
+    (modules,) = package.glob("usr/lib/uml/modules/*")
+    if tuple(int(n) for n in re.findall(r"\d+", modules.name)[:2]) < USER_MODE_OLDEST:
+        raise Failed(f"user-mode-linux {modules.name} is too old to be killed safely")
+    program = (package / "usr/bin/linux.uml").read_bytes()
+    # It was built for a newer C library than this host's: it gets that one, and finds it by the directory that it is
+    # started in, because it starts itself anew and so cannot be started through another loader.
+    theirs, ours = b"/lib64/ld-linux-x86-64.so.2\0", b"./ld.so\0"
+    if program.count(theirs) != 1:
+        raise Failed(f"{package}/usr/bin/linux.uml names its loader in a way that is not known here")
+    (into / "linux").write_bytes(program.replace(theirs, ours.ljust(len(theirs), b"\0")))
+    libraries = package / "usr/lib/x86_64-linux-gnu"
+    shutil.copy(libraries / "ld-linux-x86-64.so.2", into / "ld.so")
+    shutil.copy(libraries / "libc.so.6", into / "libc.so.6")
+    for name in ("linux", "ld.so", "libc.so.6"):
+        os.chmod(into / name, 0o755)
+    copy_modules(modules, into / "modules" / modules.name)
+    (into / "release").write_text(modules.name)
 
 
 def unpack_image(image, to):

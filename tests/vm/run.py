@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Runs one command as root on a kernel with dm-thin: in a virtual machine with a Debian kernel, or here.
 
-  tests/vm/run.py [--kernel 6.12|6.1|host|auto] [options] -- PROGRAM [ARG...]
+  tests/vm/run.py [--kernel 6.12|6.1|user-mode|host|auto] [options] -- PROGRAM [ARG...]
 
 In the machine the command finds this host's root file system (what it writes there is gone at the end), its own
 environment and directory, /scratch (TMPDIR) on a disk, and dm-thin. What it says comes out here as it says it.
-`host` runs it on this host's own kernel; `auto` does that where this kernel has dm-thin, else takes 6.12.
+`host` runs it on this host's own kernel; `auto` does that where this kernel has dm-thin, else takes 6.12. `user-mode` is
+a newer kernel that runs as a program: fast, with one processor, and without ublk.
 
 Exit status: the command's own; 124 if it ran too long, 125 if the machine failed, 137 after --cut-after.
 Needs (Debian): python3 qemu-system-x86 busybox-static e2fsprogs. Kernels come from Debian's mirror once, into
@@ -72,7 +73,7 @@ def disk(text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kernel", default="auto", choices=[*kernel.SUITES, "host", "auto"])
+    parser.add_argument("--kernel", default="auto", choices=[*kernel.SUITES, kernel.USER_MODE, "host", "auto"])
     parser.add_argument("--timeout", type=float, default=600, help="seconds that the command may run")
     parser.add_argument("--share", action="append", default=[], metavar="DIR", help="a directory that it may write to")
     parser.add_argument("--disk", action="append", default=[], type=disk, metavar="NAME=FILE[,log=FILE]",

@@ -17,7 +17,14 @@ ulimit -c 0
 for tool in modprobe insmod rmmod lsmod; do
     [ -x /usr/sbin/$tool ] || [ -x /sbin/$tool ] || $b cp $b /usr/sbin/$tool
 done
+if [ $MACHINE = user-mode ]; then
+    out=/dev/ttyS0 err=/dev/ttyS1 control=/dev/ttyS2
+    # A line keeps its settings as long as somebody has it open.
+    exec 5<>$out 6<>$err 7<>$control
+    for port in $out $err $control; do $b stty -F $port raw -echo -onlcr -opost; done
+fi
 for port in /sys/class/virtio-ports/vport*; do
+    [ -e "$port/name" ] || continue
     case $($b cat "$port/name") in
     out) out=/dev/${port##*/} ;;
     err) err=/dev/${port##*/} ;;
