@@ -24,6 +24,8 @@ use crate::meta::{Metadata, OpenMode};
 use crate::status::MetadataView;
 use crate::units::METADATA_BLOCK_SIZE;
 
+/// The message that has the kernel hold a metadata snapshot.
+const RESERVE: &str = "reserve_metadata_snap";
 /// Snapshots taken before the pool is made to hold still.
 const SNAPSHOTS: u32 = 3;
 /// Readings of a pool that may not be changed before giving up.
@@ -85,17 +87,19 @@ impl LiveMetadata {
     /// Has a snapshot taken at which `open` succeeds; it tells with `InUse` that the pool has moved on.
     fn held<'a, T>(&'a self, pool: &'a PoolDevice, open: impl Fn() -> Result<T>) -> Result<(Held<'a>, T)> {
         for _ in 0..SNAPSHOTS {
-            let held = self.hold(pool)?;
+            self.mark()?;
+            let (held, _) = self.hold(pool, pool.message(RESERVE))?;
             match open() {
                 Ok(opened) => return Ok((held, opened)),
                 Err(e) if e.kind() == ErrorKind::InUse => held.release()?,
                 Err(e) => return Err(e),
             }
         }
-        pool.stopped(|| {
-            let held = self.hold(pool)?;
-            open().map(|opened| (held, opened))
-        })
+        self.mark()?;
+        let reserved = pool.stopped(|| Ok(pool.send(RESERVE).map(|_| open())));
+        let (held, opened) = self.hold(pool, reserved.or_else(|e| self.unmark().and(Err(e)))?)?;
+        // After an error the snapshot is released here, where the pool runs again.
+        opened.map(|opened| (held, opened))
     }
 
     /// True while a view is open.
@@ -222,11 +226,11 @@ impl LiveMetadata {
         Ok(held)
     }
 
-    fn hold<'a>(&'a self, pool: &'a PoolDevice) -> Result<Held<'a>> {
-        fs::write(&self.mark, b"").map_err(|e| Error::io(format!("mark {}", self.mark.display()), e))?;
+    /// What came of a reservation: the snapshot and what else there is, or the error. The mark stands.
+    fn hold<'a, T>(&'a self, pool: &'a PoolDevice, reserved: Result<T>) -> Result<(Held<'a>, T)> {
         let held = Held { live: self, pool, released: false };
-        match pool.message("reserve_metadata_snap") {
-            Ok(_) => Ok(held),
+        match reserved {
+            Ok(with) => Ok((held, with)),
             Err(e) if e.kind() == ErrorKind::InUse => {
                 // It is another's, and stays.
                 held.forget();
@@ -236,6 +240,10 @@ impl LiveMetadata {
             }
             Err(e) => Err(e),
         }
+    }
+
+    fn mark(&self) -> Result<()> {
+        fs::write(&self.mark, b"").map_err(|e| Error::io(format!("mark {}", self.mark.display()), e))
     }
 
     fn unmark(&self) -> Result<()> {

@@ -14,7 +14,8 @@ pub(super) struct PoolDevice {
     pub(super) control: Arc<Control>,
     pub(super) name: String,
     pub(super) number: DeviceNumber,
-    /// Held for writing while the pool is suspended: the kernel refuses to set a thin device up then.
+    /// Held for writing while the pool is suspended: the kernel refuses to set a thin device up then, and it would take
+    /// messages, which change what somebody stopped the pool to read.
     pub(super) running: RwLock<()>,
 }
 
@@ -40,14 +41,23 @@ impl PoolDevice {
 
     /// Makes all that was done durable. Errors: `ReadOnly` if the pool takes no changes, so that nobody knows.
     pub(super) fn commit(&self) -> Result<PoolReport> {
+        // A pool that is being stopped answers before it has committed.
+        let _running = self.keep_running();
         let report = self.report(true)?;
         check_mode(&report)?;
         Ok(report)
     }
 
-    /// Sends a message that changes the pool. The kernel answers success when the change is made in memory, and commits
-    /// after that: so the state that follows tells whether it is there.
+    /// Sends a message that changes the pool, when nobody has it stopped.
     pub(super) fn message(&self, words: &str) -> Result<PoolReport> {
+        let _running = self.keep_running();
+        self.send(words)
+    }
+
+    /// Sends a message for a caller who [keeps the pool running](Self::keep_running), or has [stopped](Self::stopped)
+    /// it. The kernel answers success when the change is made in memory, and commits after that: so the state that
+    /// follows tells whether it is there.
+    pub(super) fn send(&self, words: &str) -> Result<PoolReport> {
         if let Err(e) = self.control.message(&self.name, words) {
             // The kernel says only that it takes no changes; why, is in its status.
             return Err(if e.kind() == ErrorKind::ReadOnly {
@@ -68,7 +78,8 @@ impl PoolDevice {
             .map_err(|e| e.doing(format_args!("the device {}", self.name)))
     }
 
-    /// Keeps the pool from being suspended, for as long as a thin device is set up.
+    /// Keeps the pool from being suspended, for as long as a thin device is set up or a message is on its way. Not to be
+    /// asked for twice by one caller: between the two somebody may be waiting to stop the pool.
     pub(super) fn keep_running(&self) -> RwLockReadGuard<'_, ()> {
         self.running.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -88,7 +99,8 @@ impl PoolDevice {
         Err(e)
     }
 
-    /// Runs `work` while the pool and all its devices hold their requests back, with everything committed.
+    /// Runs `work` while the pool and all its devices hold their requests back, with everything committed; the metadata
+    /// changes by nothing but what `work` [sends](Self::send).
     pub(super) fn stopped<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let _stopping = self.running.write().unwrap_or_else(PoisonError::into_inner);
         self.control.suspend(&self.name)?;

@@ -179,9 +179,11 @@ impl ThinPool for KernelPool {
         let doing = |e: Error| e.doing(format_args!("create snapshot {id} of {origin}"));
         self.check_changes().and_then(|()| self.check_clock()).map_err(doing)?;
         let _claim = self.claims.claim(&[id, origin]);
+        // Before the origin is stopped, so that it waits for nobody's stop of the pool.
+        let _running = self.pool.keep_running();
         // The kernel leaves it to the caller that no write is on its way that found a block unshared.
         self.devices_shown()
-            .quiesced(origin, || self.pool.message(&format!("create_snap {id} {origin}")))
+            .quiesced(origin, || self.pool.send(&format!("create_snap {id} {origin}")))
             .map_err(doing)?;
         self.device_count.fetch_add(1, Ordering::Relaxed);
         Ok(())

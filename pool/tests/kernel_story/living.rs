@@ -85,3 +85,49 @@ fn root_somebody_elses_metadata_snapshot_is_left_alone_and_does_not_blind_us() {
     assert!(!pool.status().unwrap().metadata_snapshot);
     pool.close().unwrap();
 }
+
+#[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
+fn root_usage_is_exact_while_a_view_is_open_and_others_make_and_delete_snapshots() {
+    let Some(_turn) = turn() else { return };
+    let dir = KernelDir::new();
+    let pool = dir.open();
+    for number in [1, 2] {
+        pool.create_thin(id(number)).unwrap();
+        let path = pool.activate(id(number), SIZE, Access::ReadWrite).unwrap();
+        Disk::open(&path).write(&vec![1; 10 * 65536], 0);
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Each message is a commit: nobody reads faster than these two write.
+        let makers: Vec<_> = [10, 20]
+            .map(|first| {
+                let (pool, stop) = (&pool, &stop);
+                scope.spawn(move || {
+                    let mut made = 0_u64;
+                    while !stop.load(Ordering::Relaxed) {
+                        pool.create_snap(id(first), id(2)).unwrap();
+                        pool.delete(id(first)).unwrap();
+                        made += 1;
+                    }
+                    made
+                })
+            })
+            .into();
+        let mut seen = Vec::new();
+        let mut whole = true;
+        for _ in 0..30 {
+            let Ok(view) = pool.begin_view() else { break };
+            seen.extend(
+                (0..3).map(|_| pool.usage(id(1)).map(|usage| [usage.mapped, usage.written].map(|b| b.0 / BLOCK))),
+            );
+            whole &= pool.end_view(view.number).unwrap_or(false);
+        }
+        stop.store(true, Ordering::Relaxed);
+        println!("{:?} snapshots came and went", makers.into_iter().map(|m| m.join().unwrap()).collect::<Vec<_>>());
+        let seen: Vec<_> = seen.into_iter().map(Result::unwrap).collect();
+        assert_eq!(seen, vec![[10, 10]; 90]);
+        assert!(whole, "a view was not whole to its end");
+    });
+    pool.close().unwrap();
+}
