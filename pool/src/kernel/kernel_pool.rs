@@ -17,7 +17,7 @@ use crate::kernel::heal::heal_devices;
 use crate::kernel::live::{LiveMetadata, read_superblock, takes_no_snapshot};
 use crate::kernel::names::Names;
 use crate::kernel::news::{LETTING_GO, News, OFTEN};
-use crate::kernel::opening::{Lock, attach, find_pool, lock, lock_name, start};
+use crate::kernel::opening::{Lock, attach, find_pool, lock, make_run_dir, start};
 use crate::kernel::options::{AdoptOptions, KernelOptions, PoolFeatures};
 use crate::kernel::pool_device::PoolDevice;
 use crate::kernel::table::PoolTable;
@@ -52,7 +52,8 @@ impl KernelPool {
     /// somebody else), `Corrupt`, `NeedsCheck`.
     pub fn open(metadata: &Path, data: &Path, options: &KernelOptions) -> Result<Self> {
         let control = Arc::new(Control::open()?);
-        let lock = lock(&options.run_dir, &lock_name(metadata)?)?;
+        let lock = lock(metadata)?;
+        make_run_dir(&options.run_dir)?;
         let (superblock, _) = read_superblock(&FileDevice::open_beside(metadata, false)?)?;
         let names = Names::new(superblock.identity, options.name.as_deref())?;
         let running = find_pool(&control, &names)?;
@@ -107,8 +108,9 @@ impl KernelPool {
         let table = pool.table().map_err(|e| {
             e.doing("it is no thin pool; that of LVM's volume VG/POOL is the device whose name ends in -tpool")
         })?;
-        let lock = lock(&options.run_dir, &format!("adopted-{}", table.metadata))?;
+        make_run_dir(&options.run_dir)?;
         let node = table.metadata.node(&options.run_dir)?;
+        let lock = lock(&node)?;
         let (superblock, _) = read_superblock(&FileDevice::open_beside(&node, false)?)?;
         // By the pool's own names, which its owner keeps; two crcs make a name of any length short.
         let stand_in = format!("{:08x}{:08x}", crc32c::crc32c(name.as_bytes()), crc32fast::hash(state.uuid.as_bytes()));
@@ -241,7 +243,7 @@ impl KernelPool {
             }
         }
         self.live.end_any_view(&self.pool)?;
-        let Some(below) = &self.below else { return self.lock.remove() };
+        let Some(below) = &self.below else { return self.lock.give_back() };
         // Its state tells whether all is durable; taking the pool away commits too, and tells nobody.
         let committed = self.pool.commit().map(drop);
         let (control, name) = (&self.pool.control, &self.pool.name);
@@ -262,7 +264,7 @@ impl KernelPool {
         if !News::default().wait(LETTING_GO, OFTEN, free)? {
             tracing::warn!("the devices below {name} are still held: another program has one of them open");
         }
-        self.lock.remove()?;
+        self.lock.give_back()?;
         committed
     }
 }

@@ -11,7 +11,7 @@ use crate::kernel::kernel_pool::KernelPool;
 use crate::kernel::live::superblock_of;
 use crate::kernel::names::Names;
 use crate::kernel::news::{LETTING_GO, News, OFTEN};
-use crate::kernel::opening::{lock, lock_name};
+use crate::kernel::opening::lock;
 use crate::kernel::options::KernelOptions;
 use crate::units::DeviceId;
 
@@ -57,7 +57,7 @@ pub(crate) fn withdraw(paths: [&Path; 2], options: &KernelOptions) -> Result<Vec
         match look(&control, &names)? {
             Found::Nothing => {}
             Found::Unfinished => {
-                let _lock = lock(&options.run_dir, &lock_name(metadata)?)?;
+                let _lock = lock(metadata)?;
                 control.remove(&names.pool_name())?;
             }
             Found::Serving => {
@@ -70,11 +70,10 @@ pub(crate) fn withdraw(paths: [&Path; 2], options: &KernelOptions) -> Result<Vec
             }
         }
     }
-    let lock = lock(&options.run_dir, &lock_name(metadata)?)?;
+    let _lock = lock(metadata)?;
     for path in paths {
         free_left_over(path)?;
     }
-    lock.remove()?;
     Ok(Vec::new())
 }
 

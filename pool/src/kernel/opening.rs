@@ -1,9 +1,12 @@
 //! The way to a running pool: found as it runs, or set up, with what it stands on.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
@@ -54,7 +57,9 @@ pub(super) fn attach(
         number: state.number,
         running: RwLock::default(),
     };
-    let table = pool.table()?;
+    let table = pool.table().map_err(|e| {
+        e.doing(format_args!("{0} is somebody else's: if nobody needs it, remove it (dmsetup remove {0})", pool.name))
+    })?;
     let below = |path: &Path, number: DeviceNumber| match Below::find(path)? {
         Some(below) if below.number == number => Ok(below),
         _ => Err(Error::new(
@@ -145,72 +150,52 @@ fn run(control: &Control, names: &Names, table: &PoolTable) -> Result<DeviceNumb
     running
 }
 
-/// The right to command a pool; other processes of ours have it when this one is dropped, or dead.
+/// The right to command a pool; another process of ours has it when this one is done with it, or dead.
+///
+/// It is a lock on a range of the metadata's file or device node, far behind its end: whatever directories two processes
+/// use, they meet here. It is none of the locks on whole files by which loop devices and the embedded engine hold a pool.
 pub(super) struct Lock {
     file: File,
     path: PathBuf,
 }
 
+/// Where the range begins: no file ends behind it.
+const LOCK_AT: i64 = i64::MAX - 1;
+
+fn range(kind: i32) -> libc::flock {
+    // The kernel wants to know of no process: the lock is the open file's.
+    libc::flock {
+        l_type: i16::try_from(kind).unwrap_or_default(),
+        l_whence: i16::try_from(libc::SEEK_SET).unwrap_or_default(),
+        l_start: LOCK_AT,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
 impl Lock {
-    /// Takes the file away, for a pool that nobody commands any more; the right itself lasts as long as this value.
-    pub(super) fn remove(&self) -> Result<()> {
-        match std::fs::remove_file(&self.path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io(format!("remove {}", self.path.display()), e))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// True while the file is the one that others lock too.
-    fn is_in_place(&self) -> Result<bool> {
-        let fail = |e| Error::io(format!("lock {}", self.path.display()), e);
-        let ours = self.file.metadata().map_err(fail)?;
-        match self.path.symlink_metadata() {
-            Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(e) => Err(fail(e)),
-        }
+    /// Gives the right back, for a pool that is not commanded any more.
+    pub(super) fn give_back(&self) -> Result<()> {
+        let given = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK)));
+        given.map(drop).map_err(|e| Error::io(format!("unlock {}", self.path.display()), e.into()))
     }
 }
 
-/// One process at a time on a pool.
-pub(super) fn lock(run_dir: &Path, name: &str) -> Result<Lock> {
-    loop {
-        let lock = try_lock(run_dir, name)?;
-        // Whoever had it may have taken the file away between our opening and our locking.
-        if lock.is_in_place()? {
-            return Ok(lock);
-        }
-    }
-}
-
-fn try_lock(run_dir: &Path, name: &str) -> Result<Lock> {
-    let path = run_dir.join(format!("{name}.lock"));
-    let doing = || format!("lock {}", path.display());
-    DirBuilder::new().recursive(true).mode(0o700).create(run_dir).map_err(|e| Error::io(doing(), e))?;
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&path)
-        .map_err(|e| Error::io(doing(), e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Lock { file, path: path.clone() }),
-        Err(std::fs::TryLockError::WouldBlock) => {
+/// Takes the right to command the pool whose metadata is at `metadata`. Errors: `InUse`.
+pub(super) fn lock(metadata: &Path) -> Result<Lock> {
+    let doing = || format!("lock {}", metadata.display());
+    let file = File::options().read(true).write(true).open(metadata).map_err(|e| Error::io(doing(), e))?;
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&range(libc::F_WRLCK))) {
+        Ok(_) => Ok(Lock { file, path: metadata.to_owned() }),
+        Err(Errno::EAGAIN | Errno::EACCES) => {
             Err(Error::new(ErrorKind::InUse, format!("{}: another process of thinsnap has the pool", doing())))
         }
-        Err(std::fs::TryLockError::Error(e)) => Err(Error::io(doing(), e)),
+        Err(errno) => Err(Error::io(doing(), errno.into())),
     }
 }
 
-/// A name for the device or file itself, whatever path leads to it.
-pub(super) fn lock_name(path: &Path) -> Result<String> {
-    let seen = path.metadata().map_err(|e| Error::io(format!("look at {}", path.display()), e))?;
-    Ok(if seen.file_type().is_block_device() {
-        format!("kernel-{}", DeviceNumber::of(path)?)
-    } else {
-        format!("kernel-{:x}-{:x}", seen.dev(), seen.ino())
-    })
+/// Makes the directory for marks and nodes if it is not there.
+pub(super) fn make_run_dir(dir: &Path) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|e| Error::io(format!("make {}", dir.display()), e))
 }
