@@ -3,6 +3,7 @@ mod backing;
 mod control;
 mod copies;
 mod device_number;
+mod events;
 mod heal;
 mod kernel_pool;
 mod live;

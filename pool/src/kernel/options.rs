@@ -36,6 +36,7 @@ pub struct PoolFeatures {
     /// What a write does when the pool is full.
     pub when_full: WhenFull,
     /// Free data blocks below which the kernel raises an event, once; 0: never.
+    /// [`ThinPool::wait_status`](crate::thin_pool::ThinPool::wait_status) sets it.
     pub low_water: u64,
 }
 
@@ -50,7 +51,7 @@ impl Default for PoolFeatures {
 pub struct KernelOptions {
     /// Features of the pool. A pool that is running already is given these.
     pub features: PoolFeatures,
-    /// For locks, and for device nodes where `/dev` has none; made if it is not there. It must not outlive a reboot.
+    /// For marks, and for device nodes where `/dev` has none; made if it is not there. It must not outlive a reboot.
     pub run_dir: PathBuf,
     /// The intent log of the embedded engine, if this pool may have one: what a killed host had acknowledged is
     /// committed before the kernel, which knows nothing of logs, gets the pool. Without it a pool that carries the mark
@@ -74,7 +75,7 @@ impl Default for KernelOptions {
 /// How somebody else's running pool is taken on.
 #[derive(Debug, Clone)]
 pub struct AdoptOptions {
-    /// For locks and nodes, as in [`KernelOptions`].
+    /// For marks and nodes, as in [`KernelOptions`].
     pub run_dir: PathBuf,
     /// Allow changes. Whoever made the pool (LVM, another program) keeps a list of its own of what is in it, and is
     /// not told: decide it only when nobody else uses the pool any more.

@@ -311,7 +311,8 @@ impl ThinPool for KernelPool {
     }
 
     fn wait_status(&self, steady: &Steady, timeout: Duration) -> Result<PoolStatus> {
-        self.news.wait(timeout, SELDOM, || {
+        self.have_told(steady)?;
+        self.news.wait_for_events(timeout, || {
             let status = self.status()?;
             Ok(if steady.holds(&status) { ControlFlow::Continue(status) } else { ControlFlow::Break(status) })
         })
@@ -341,6 +342,22 @@ impl ThinPool for KernelPool {
 }
 
 impl KernelPool {
+    /// Has the kernel raise an event when the free data falls below what `steady` bears. It does so by itself for other
+    /// modes and for metadata that runs short; another program's pool is left as it is.
+    fn have_told(&self, steady: &Steady) -> Result<()> {
+        // The kernel counts before it takes a block.
+        let low_water = steady.data_room.0.0.div_ceil(self.block_size.bytes());
+        if low_water == 0 || self.below.is_none() || self.pool.report(false)?.mode != PoolMode::Write {
+            return Ok(());
+        }
+        let _one = self.one_table();
+        let table = self.pool.table()?;
+        if table.features.low_water == low_water {
+            return Ok(());
+        }
+        self.pool.reload(&PoolTable { features: PoolFeatures { low_water, ..table.features }, ..table })
+    }
+
     /// Commits, in a pool that may be changed.
     fn settle(&self) -> Result<()> {
         if self.check_changes().is_err() {
