@@ -16,6 +16,8 @@ mod kernel_story {
     mod life;
     mod living;
     mod logged;
+    mod rights;
+    mod told;
     mod views;
 }
 mod support {

@@ -20,6 +20,9 @@ use crate::kernel::table::Line;
 const CONTROL: &str = "/dev/mapper/control";
 /// Number of the control node, which the kernel's interface fixes; opening it loads the module.
 const CONTROL_NUMBER: (u64, u64) = (10, 236);
+/// Whom the kernel lets command devices.
+const FOR_ROOT: &str = "device-mapper takes orders only from root with the capability CAP_SYS_ADMIN (in a container: a \
+                        privileged one); the embedded engine needs no device-mapper";
 /// A device with this name lives while the kernel is made to load a module.
 const PROBE: &str = "thinsnap-probe";
 /// Where udev answers, and where its rules stand.
@@ -246,6 +249,7 @@ fn failed(doing: impl Into<String>, error: DmError) -> Error {
         Errno::ENODATA => because(ErrorKind::NotFound, "the pool has no such thin device"),
         Errno::EOPNOTSUPP => because(ErrorKind::ReadOnly, "the pool takes no changes"),
         Errno::ENOSPC => because(ErrorKind::OutOfMetadataSpace, "the metadata is full"),
+        Errno::EACCES | Errno::EPERM => because(ErrorKind::Denied, FOR_ROOT),
         _ => Error::io(doing, errno.into()),
     }
 }
@@ -263,11 +267,9 @@ fn open_control_node() -> Result<()> {
     };
     let told = |e: io::Error| match e.raw_os_error() {
         Some(libc::ENODEV | libc::ENXIO) => missing(e),
-        Some(libc::EACCES | libc::EPERM) => Error::with_source(
-            ErrorKind::Denied,
-            format!("open {CONTROL}: device-mapper takes orders from root only (in a container: a privileged one)"),
-            e,
-        ),
+        Some(libc::EACCES | libc::EPERM) => {
+            Error::with_source(ErrorKind::Denied, format!("open {CONTROL}: {FOR_ROOT}"), e)
+        }
         _ => Error::io(format!("open {CONTROL}"), e),
     };
     match open() {

@@ -80,7 +80,9 @@ impl ThinDevices<'_> {
         if state.leaving {
             return in_use("it was deactivated, and its last user has not closed it yet");
         }
-        let table = ThinTable::parse(&self.control().table(&name)?)?;
+        let table = ThinTable::parse(&self.control().table(&name)?).map_err(|e| {
+            e.doing(format_args!("{name} is somebody else's: if nobody needs it, remove it (dmsetup remove {name})"))
+        })?;
         if (table.pool, table.id) != (wanted.pool, wanted.id) {
             return in_use("a device with its name belongs to another pool: remove it (dmsetup remove)");
         }

@@ -4,8 +4,8 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 
 use thinsnap_pool::{
-    Access, AdoptOptions, ByteCount, DeviceId, EmbeddedOptions, Error, ErrorKind, KernelPool, PoolMode, PoolPaths,
-    ThinPool, open_embedded, open_kernel,
+    Access, AdoptOptions, BlockSize, ByteCount, CreateOptions, DeviceId, EmbeddedOptions, Error, ErrorKind,
+    KernelOptions, KernelPool, PoolMode, PoolPaths, ThinPool, create, open_embedded, open_kernel,
 };
 
 use crate::host_tools::run;
@@ -43,6 +43,10 @@ fn root_one_engine_at_a_time_has_the_pool() {
 
     let pool = dir.open();
     assert_says(&kernel_error(&dir), ErrorKind::InUse, "another process of thinsnap");
+    // Whatever directory the other one uses for its marks.
+    let elsewhere = KernelOptions { run_dir: dir.path().join("elsewhere"), ..dir.options() };
+    let error = open_kernel(&dir.paths(), &elsewhere).err().unwrap();
+    assert_says(&error, ErrorKind::InUse, "another process of thinsnap");
     assert_says(&embedded().err().unwrap(), ErrorKind::InUse, "the kernel serves a pool on");
     // Also when the process that started it is gone: the kernel goes on.
     drop(pool);
@@ -58,6 +62,7 @@ fn root_names_and_tables_of_others_are_left_alone() {
     let dir = KernelDir::new();
     let pool = dir.open();
     let prefix = KernelDir::prefix(&pool);
+    let identity = pool.status().unwrap().identity;
     pool.create_thin(id(1)).unwrap();
     // A thin device's name.
     run("dmsetup", ["create", &format!("{prefix}1"), "--table", "0 8 error"]);
@@ -80,6 +85,20 @@ fn root_names_and_tables_of_others_are_left_alone() {
     drop(pool);
     assert_says(&kernel_error(&dir), ErrorKind::InUse, "not this pool");
     run("dmsetup", ["remove", &format!("{prefix}pool")]);
+
+    // Tables of others under our names and uuids.
+    let digits: String = identity.iter().map(|byte| format!("{byte:02x}")).collect();
+    let uuid = |end: &str| format!("THINSNAP-{digits}-{end}");
+    run("dmsetup", ["create", &format!("{prefix}pool"), "--uuid", &uuid("pool"), "--table", "0 8 error"]);
+    assert_says(&kernel_error(&dir), ErrorKind::Invalid, &format!("dmsetup remove {prefix}pool"));
+    run("dmsetup", ["remove", &format!("{prefix}pool")]);
+    let pool = dir.open();
+    run("dmsetup", ["create", &format!("{prefix}1"), "--uuid", &uuid("1"), "--table", "0 8 error"]);
+    let error = pool.activate(id(1), SIZE, Access::ReadWrite).unwrap_err();
+    assert_says(&error, ErrorKind::Invalid, &format!("dmsetup remove {prefix}1"));
+    run("dmsetup", ["remove", &format!("{prefix}1")]);
+    pool.close().unwrap();
+    drop(pool);
 
     // A file that another program has bound.
     let bound = run("losetup", ["--find", "--show", dir.paths().data.to_str().unwrap()]).trim().to_owned();
@@ -128,6 +147,47 @@ fn root_a_pool_that_is_not_sound_is_not_given_to_the_kernel() {
     data.set_len(len - 1).unwrap();
     assert_says(&kernel_error(&dir), ErrorKind::Corrupt, "cut short");
     data.set_len(len).unwrap();
+    // Metadata cut short.
+    let len = metadata.metadata().unwrap().len();
+    let mut end = vec![0; 4096];
+    metadata.read_exact_at(&mut end, len - 4096).unwrap();
+    metadata.set_len(len - 4096).unwrap();
+    assert_says(&kernel_error(&dir), ErrorKind::Corrupt, "the device has room for");
+    metadata.write_all_at(&end, len - 4096).unwrap();
+    dir.open().close().unwrap();
+}
+
+#[test]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
+fn root_devices_that_are_too_small_or_somebody_elses_are_refused() {
+    let Some(_turn) = turn() else { return };
+    let dir = KernelDir::new();
+    let small = dir.path().join("small");
+    std::fs::File::create(&small).unwrap().set_len(16 << 10).unwrap();
+    let bound = run("losetup", ["--find", "--show", small.to_str().unwrap()]).trim().to_owned();
+    let data = dir.path().join("room");
+    std::fs::File::create(&data).unwrap().set_len(16 << 20).unwrap();
+    let made = create(&CreateOptions {
+        paths: PoolPaths { metadata: bound.clone().into(), data },
+        data_size: None,
+        metadata_size: None,
+        block_size: BlockSize::DEFAULT,
+    });
+    let error = made.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    assert!(error.to_string().contains("metadata"), "{error}");
+    run("losetup", ["--detach", &bound]);
+
+    // Data on a disk that another program of the host has.
+    let paths = dir.paths();
+    let disk = run("losetup", ["--find", "--show", paths.data.to_str().unwrap()]).trim().to_owned();
+    run("dmsetup", ["create", "thinsnap-test-busy", "--table", &format!("0 8 linear {disk} 0")]);
+    let on_disk = PoolPaths { data: disk.clone().into(), ..paths };
+    let error = open_kernel(&on_disk, &dir.options()).err().unwrap();
+    assert_says(&error, ErrorKind::InUse, "a volume manager");
+    run("dmsetup", ["remove", "thinsnap-test-busy"]);
+    open_kernel(&on_disk, &dir.options()).unwrap().close().unwrap();
+    run("losetup", ["--detach", &disk]);
     dir.open().close().unwrap();
 }
 
