@@ -1,16 +1,28 @@
 //! Ten thousand random operations on thin devices against plain byte vectors: contents, mapped blocks and
 //! written blocks must agree after every one, the metadata must pass its judges after every reopening.
 
+// All of this is test code, helpers too: clippy lets tests unwrap.
+#![cfg(test)]
+
+#[path = "support/host_tools.rs"]
+mod host_tools;
+mod model_story {
+    mod kernel;
+}
 mod support {
     pub mod direct_exporter;
+    pub mod disk;
     #[expect(dead_code, reason = "the tests of the metadata use the rest")]
     pub mod judges;
+    pub mod kernel_stage;
     pub mod random;
+    pub mod stage;
 }
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use support::direct_exporter::DirectExporter;
@@ -18,8 +30,8 @@ use support::judges::{assert_sound, assert_thin_check_accepts};
 use support::random::Random;
 use thinsnap_pool::{
     Access, BlockDevice, BlockSize, ByteCount, CreateOptions, DeviceId, Direction, EmbeddedOptions, EmbeddedPool,
-    ErrorKind, Extents, FormatOptions, METADATA_CACHE_DEFAULT, MemoryDevice, Metadata, OpenMode, PoolPaths, ThinPool,
-    Volume,
+    ErrorKind, Extents, FormatOptions, METADATA_CACHE_DEFAULT, MemoryDevice, Metadata, OpenMode, PoolPaths, Result,
+    ThinPool, Volume,
 };
 
 const BLOCK: u64 = 64 * 1024;
@@ -38,13 +50,97 @@ struct Expected {
     own: BTreeSet<u64>,
 }
 
-/// How a pool is opened and where its metadata is, so that the same story runs in memory and on files.
+/// How a pool is opened, what of it the host sees and where its metadata is, so that the same story runs in memory, on
+/// files, and in the kernel.
 trait Ground {
-    fn open(&self, exporter: Arc<DirectExporter>) -> Arc<EmbeddedPool>;
+    /// The pool, and what closes it.
+    fn open(&self) -> Running;
+    /// The block device that `activate` has shown at `path`.
+    fn disk(&self, id: DeviceId, path: &Path) -> Box<dyn Shown>;
     fn metadata_image(&self) -> Vec<u8>;
+    fn habits(&self) -> Habits;
+}
+
+type Running = (Arc<dyn ThinPool>, Box<dyn Fn()>);
+
+/// What an engine is free to do in its own way.
+#[derive(Clone, Copy)]
+struct Habits {
+    /// Smallest range that is read or written.
+    unit: u64,
+    /// Zeroing whole blocks unmaps them; else it is a write.
+    zeroes_unmap: bool,
+    /// A discard unmaps the short block at the end of a device.
+    ends_unmap: bool,
+    /// A write that finds no room has changed nothing.
+    writes_are_whole: bool,
+}
+
+/// A block device of the host. Errors are `OutOfDataSpace` when there is no room.
+trait Shown {
+    fn read(&self, bytes: &mut [u8], offset: u64);
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<()>;
+    fn zero(&self, offset: u64, len: u64) -> Result<()>;
+    fn discard(&self, offset: u64, len: u64);
+    fn flush(&self);
+    /// As [`write`](Self::write), beside the engine, if that allows it just then.
+    fn write_directly(&self, _bytes: &[u8], _offset: u64) -> bool {
+        false
+    }
+    /// As [`read`](Self::read), beside the engine, if that allows it just then.
+    fn read_directly(&self, _bytes: &mut [u8], _offset: u64) -> bool {
+        false
+    }
+}
+
+/// A device of the embedded engine, as an exporter has it.
+struct Exported(support::direct_exporter::Opened);
+
+impl Exported {
+    fn open(exporter: &DirectExporter, id: DeviceId) -> Box<dyn Shown> {
+        Box::new(Self(exporter.open(id)))
+    }
+
+    fn running(pool: Arc<EmbeddedPool>) -> Running {
+        let closed = Arc::clone(&pool);
+        (pool, Box::new(move || closed.close().unwrap()))
+    }
+
+    const HABITS: Habits = Habits { unit: 1, zeroes_unmap: true, ends_unmap: true, writes_are_whole: true };
+}
+
+impl Shown for Exported {
+    fn read(&self, bytes: &mut [u8], offset: u64) {
+        self.0.read_at(bytes, offset).unwrap();
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.0.write_at(bytes, offset)
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> Result<()> {
+        self.0.write_zeroes(offset, len)
+    }
+
+    fn discard(&self, offset: u64, len: u64) {
+        self.0.discard(offset, len).unwrap();
+    }
+
+    fn flush(&self) {
+        self.0.flush().unwrap();
+    }
+
+    fn write_directly(&self, bytes: &[u8], offset: u64) -> bool {
+        write_directly(&*self.0, bytes, offset)
+    }
+
+    fn read_directly(&self, bytes: &mut [u8], offset: u64) -> bool {
+        read_directly(&*self.0, bytes, offset)
+    }
 }
 
 struct Memory {
+    exporter: Arc<DirectExporter>,
     metadata: Arc<MemoryDevice>,
     data: Arc<MemoryDevice>,
     metadata_cache: ByteCount,
@@ -65,25 +161,36 @@ impl Memory {
         Metadata::format(&*metadata, &options).unwrap();
         // Never zero at the start: whatever reads as zero was zeroed.
         let data = MemoryDevice::from_bytes(vec![0xa5; usize::try_from(POOL_BLOCKS * BLOCK).unwrap()]);
-        Self { metadata, data: Arc::new(data), metadata_cache }
+        Self { exporter: DirectExporter::new(), metadata, data: Arc::new(data), metadata_cache }
     }
 }
 
 impl Ground for Memory {
-    fn open(&self, exporter: Arc<DirectExporter>) -> Arc<EmbeddedPool> {
+    fn open(&self) -> Running {
+        let exporter = Arc::clone(&self.exporter);
         let device: Arc<dyn BlockDevice> = Arc::clone(&self.metadata) as _;
         let metadata = Metadata::open(Arc::clone(&device), OpenMode::ReadWrite).unwrap();
         let options = EmbeddedOptions { metadata_cache: self.metadata_cache, ..EmbeddedOptions::default() };
         let data = Arc::clone(&self.data) as _;
-        Arc::new(EmbeddedPool::with_options(metadata, device, data, exporter, &options).unwrap())
+        let pool = EmbeddedPool::with_options(metadata, device, data, exporter, &options).unwrap();
+        Exported::running(Arc::new(pool))
+    }
+
+    fn disk(&self, id: DeviceId, _path: &Path) -> Box<dyn Shown> {
+        Exported::open(&self.exporter, id)
     }
 
     fn metadata_image(&self) -> Vec<u8> {
         self.metadata.to_bytes()
     }
+
+    fn habits(&self) -> Habits {
+        Exported::HABITS
+    }
 }
 
 struct Files {
+    exporter: Arc<DirectExporter>,
     dir: tempfile::TempDir,
     metadata_cache: ByteCount,
 }
@@ -98,18 +205,24 @@ impl Files {
             block_size: BlockSize::DEFAULT,
         })
         .unwrap();
-        Self { dir, metadata_cache }
+        Self { exporter: DirectExporter::new(), dir, metadata_cache }
     }
 }
 
 impl Ground for Files {
-    fn open(&self, exporter: Arc<DirectExporter>) -> Arc<EmbeddedPool> {
-        thinsnap_pool::open_embedded(
-            &PoolPaths::in_dir(self.dir.path()),
-            exporter,
-            &EmbeddedOptions { metadata_cache: self.metadata_cache, ..EmbeddedOptions::default() },
-        )
-        .unwrap()
+    fn open(&self) -> Running {
+        let exporter: Arc<DirectExporter> = Arc::clone(&self.exporter);
+        let options = EmbeddedOptions { metadata_cache: self.metadata_cache, ..EmbeddedOptions::default() };
+        let paths = PoolPaths::in_dir(self.dir.path());
+        Exported::running(thinsnap_pool::open_embedded(&paths, exporter, &options).unwrap())
+    }
+
+    fn disk(&self, id: DeviceId, _path: &Path) -> Box<dyn Shown> {
+        Exported::open(&self.exporter, id)
+    }
+
+    fn habits(&self) -> Habits {
+        Exported::HABITS
     }
 
     fn metadata_image(&self) -> Vec<u8> {
@@ -119,9 +232,8 @@ impl Ground for Files {
 
 struct Story<'a> {
     ground: &'a dyn Ground,
-    exporter: Arc<DirectExporter>,
     /// `None` only between a closing and the opening after it: the files are locked.
-    open_pool: Option<Arc<EmbeddedPool>>,
+    open_pool: Option<Running>,
     /// Bytes to write, cut from anywhere.
     noise: Vec<u8>,
     random: Random,
@@ -134,15 +246,14 @@ struct Story<'a> {
 
 impl<'a> Story<'a> {
     fn new(ground: &'a dyn Ground, seed: u64) -> Self {
-        let exporter = DirectExporter::new();
-        let open_pool = Some(ground.open(Arc::clone(&exporter)));
+        let open_pool = Some(ground.open());
         let mut random = Random::new(seed);
         let noise = (0..1 << 20).map(|_| u8::try_from(random.below(256)).unwrap()).collect();
-        Self { ground, exporter, open_pool, noise, random, expected: BTreeMap::new(), next_id: 0, full: 0, direct: 0 }
+        Self { ground, open_pool, noise, random, expected: BTreeMap::new(), next_id: 0, full: 0, direct: 0 }
     }
 
-    fn pool(&self) -> &EmbeddedPool {
-        self.open_pool.as_ref().expect("the pool is open between the steps")
+    fn pool(&self) -> &dyn ThinPool {
+        &*self.open_pool.as_ref().expect("the pool is open between the steps").0
     }
 
     fn step(&mut self) {
@@ -167,16 +278,16 @@ impl<'a> Story<'a> {
 
     /// A range of a device, more often than not on borders that matter.
     fn range(&mut self) -> (u64, u64) {
-        let unit = self.random.pick(&[1, 512, 4096, 4096, BLOCK]);
+        let unit = self.random.pick(&[1, 512, 4096, 4096, BLOCK]).max(self.ground.habits().unit);
         let start = self.random.below(SIZE / unit) * unit;
         let longest = self.random.pick(&[4096, 16 * 1024, 2 * BLOCK, 6 * BLOCK]);
         let len = (self.random.below(longest / unit + 1) * unit).max(unit);
         (start, len.min(SIZE - start))
     }
 
-    fn volume(&self, id: DeviceId) -> support::direct_exporter::Opened {
-        self.pool().activate(id, ByteCount(SIZE), Access::ReadWrite).unwrap();
-        self.exporter.open(id)
+    fn disk(&self, id: DeviceId) -> Box<dyn Shown> {
+        let path = self.pool().activate(id, ByteCount(SIZE), Access::ReadWrite).unwrap();
+        self.ground.disk(id, &path)
     }
 
     fn write(&mut self) {
@@ -184,13 +295,16 @@ impl<'a> Story<'a> {
         let (offset, len) = self.range();
         let from = self.random.below(self.noise.len() as u64 - len);
         let bytes = self.noise[range_of(from, len)].to_vec();
-        let volume = self.volume(id);
-        if self.random.chance(50) && write_directly(&*volume, &bytes, offset) {
+        let disk = self.disk(id);
+        if self.random.chance(50) && disk.write_directly(&bytes, offset) {
             self.direct += 1;
-        } else if let Err(e) = volume.write_at(&bytes, offset) {
+        } else if let Err(e) = disk.write(&bytes, offset) {
             assert_eq!(e.kind(), ErrorKind::OutOfDataSpace, "{e}");
             self.full += 1;
-            drop(volume);
+            if !self.ground.habits().writes_are_whole {
+                return self.give_up(id, disk, &bytes, offset);
+            }
+            drop(disk);
             return self.make_room();
         }
         let device = self.expected.get_mut(&id).unwrap();
@@ -205,11 +319,11 @@ impl<'a> Story<'a> {
         let Some(id) = self.some_device() else { return };
         let (offset, len) = self.range();
         let mut bytes = vec![0xee; usize::try_from(len).unwrap()];
-        let volume = self.volume(id);
-        if self.random.chance(50) && read_directly(&*volume, &mut bytes, offset) {
+        let disk = self.disk(id);
+        if self.random.chance(50) && disk.read_directly(&mut bytes, offset) {
             self.direct += 1;
         } else {
-            volume.read_at(&mut bytes, offset).unwrap();
+            disk.read(&mut bytes, offset);
         }
         assert!(bytes == self.expected[&id].bytes[range_of(offset, len)], "device {id}: {len} bytes at {offset}");
     }
@@ -217,40 +331,53 @@ impl<'a> Story<'a> {
     fn discard(&mut self) {
         let Some(id) = self.some_device() else { return };
         let (offset, len) = self.range();
-        self.volume(id).discard(offset, len).unwrap();
+        self.disk(id).discard(offset, len);
         self.expect_unmapped(id, offset, len);
     }
 
     fn zero(&mut self) {
         let Some(id) = self.some_device() else { return };
         let (offset, len) = self.range();
-        let volume = self.volume(id);
-        if let Err(e) = volume.write_zeroes(offset, len) {
+        let disk = self.disk(id);
+        if let Err(e) = disk.zero(offset, len) {
             assert_eq!(e.kind(), ErrorKind::OutOfDataSpace, "{e}");
-            // Some of it may be zero: old or zero it must be, and then the device goes.
-            let mut bytes = vec![0; usize::try_from(len).unwrap()];
-            volume.read_at(&mut bytes, offset).unwrap();
-            let old = &self.expected[&id].bytes[range_of(offset, len)];
-            assert!(bytes.iter().zip(old).all(|(now, old)| now == old || *now == 0));
             self.full += 1;
-            drop(volume);
-            return self.delete(id);
+            return self.give_up(id, disk, &vec![0; usize::try_from(len).unwrap()], offset);
         }
+        let unmap = self.ground.habits().zeroes_unmap;
         let device = self.expected.get_mut(&id).unwrap();
         device.bytes[range_of(offset, len)].fill(0);
         // Pieces of mapped blocks were written, whole blocks were unmapped.
         for block in offset / BLOCK..(offset + len).div_ceil(BLOCK) {
+            if !unmap {
+                device.mapped.insert(block);
+            }
             if device.mapped.contains(&block) {
                 device.own.insert(block);
             }
         }
-        self.expect_unmapped(id, offset, len);
+        if unmap {
+            self.expect_unmapped(id, offset, len);
+        }
+    }
+
+    /// A write that found no room may have done some of its work: old or new it must be, and then the device goes, and
+    /// others until there is room.
+    fn give_up(&mut self, id: DeviceId, disk: Box<dyn Shown>, new: &[u8], offset: u64) {
+        let mut bytes = vec![0xee; new.len()];
+        disk.read(&mut bytes, offset);
+        let old = &self.expected[&id].bytes[range_of(offset, new.len() as u64)];
+        assert!(bytes.iter().zip(old.iter().zip(new)).all(|(now, (old, new))| now == old || now == new));
+        drop(disk);
+        self.delete(id);
+        self.make_room();
     }
 
     fn expect_unmapped(&mut self, id: DeviceId, offset: u64, len: u64) {
+        let ends = self.ground.habits().ends_unmap;
         let device = self.expected.get_mut(&id).unwrap();
         let end = offset + len;
-        let last = if end == SIZE { end.div_ceil(BLOCK) } else { end / BLOCK };
+        let last = if ends && end == SIZE { end.div_ceil(BLOCK) } else { end / BLOCK };
         for block in offset.div_ceil(BLOCK)..last {
             device.mapped.remove(&block);
             device.own.remove(&block);
@@ -260,7 +387,7 @@ impl<'a> Story<'a> {
 
     fn flush(&mut self) {
         let Some(id) = self.some_device() else { return };
-        self.volume(id).flush().unwrap();
+        self.disk(id).flush();
     }
 
     fn create(&mut self) {
@@ -297,7 +424,7 @@ impl<'a> Story<'a> {
 
     /// Deletes devices until the pool has a few free blocks.
     fn make_room(&mut self) {
-        while self.pool().status().unwrap().data.free().0 < 12 * BLOCK {
+        while self.pool().status().unwrap().data.free().0 < 12 * BLOCK && !self.expected.is_empty() {
             self.delete_some();
         }
     }
@@ -317,13 +444,17 @@ impl<'a> Story<'a> {
     }
 
     fn reopen(&mut self) {
-        self.pool().close().unwrap();
-        self.open_pool = None;
+        self.close();
         let image = self.ground.metadata_image();
         assert_thin_check_accepts(&image, "after a reopening");
         assert_sound(&image, "after a reopening");
-        self.open_pool = Some(self.ground.open(Arc::clone(&self.exporter)));
+        self.open_pool = Some(self.ground.open());
         self.compare_all();
+    }
+
+    fn close(&mut self) {
+        let (_, close) = self.open_pool.take().expect("the pool is open between the steps");
+        close();
     }
 
     fn compare_all(&mut self) {
@@ -331,7 +462,7 @@ impl<'a> Story<'a> {
         assert_eq!(self.pool().devices().unwrap(), ids);
         for id in ids {
             let mut bytes = vec![0xee; usize::try_from(SIZE).unwrap()];
-            self.volume(id).read_at(&mut bytes, 0).unwrap();
+            self.disk(id).read(&mut bytes, 0);
             let model = &self.expected[&id].bytes;
             let different = || bytes.iter().zip(model).position(|(a, b)| a != b);
             assert!(bytes == *model, "device {id} differs from its model at {:?}", different());

@@ -25,6 +25,22 @@ impl Disk {
     }
 }
 
+impl Disk {
+    /// Writes, unless there is no room.
+    pub(crate) fn try_write(&self, buf: &[u8], offset: u64) -> std::io::Result<()> {
+        let mut memory = Vec::new();
+        let bytes = aligned(&mut memory, buf.len());
+        bytes.copy_from_slice(buf);
+        self.0.write_all_at(bytes, offset)
+    }
+
+    /// Zeroes, unless there is no room.
+    pub(crate) fn try_zero(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        let zero = FallocateFlags::FALLOC_FL_ZERO_RANGE;
+        Ok(fallocate(&self.0, zero, i64::try_from(offset).unwrap(), i64::try_from(len).unwrap())?)
+    }
+}
+
 /// A buffer of `len` bytes at an aligned address inside `memory`.
 fn aligned(memory: &mut Vec<u8>, len: usize) -> &mut [u8] {
     memory.resize(len + ALIGNMENT, 0);
@@ -41,10 +57,7 @@ impl OpenDisk for Disk {
     }
 
     fn write(&self, buf: &[u8], offset: u64) {
-        let mut memory = Vec::new();
-        let bytes = aligned(&mut memory, buf.len());
-        bytes.copy_from_slice(buf);
-        self.0.write_all_at(bytes, offset).unwrap();
+        self.try_write(buf, offset).unwrap();
     }
 
     fn discard(&self, offset: u64, len: u64) {
@@ -61,8 +74,7 @@ impl OpenDisk for Disk {
     }
 
     fn zero(&self, offset: u64, len: u64) {
-        let zero = FallocateFlags::FALLOC_FL_ZERO_RANGE;
-        fallocate(&self.0, zero, i64::try_from(offset).unwrap(), i64::try_from(len).unwrap()).unwrap();
+        self.try_zero(offset, len).unwrap();
     }
 
     fn flush(&self) {
