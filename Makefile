@@ -28,9 +28,10 @@ quickstart: build
 # The whole truth: format, lints, floors, laws, models, real containerd. What it leaves behind is a failure.
 # With the output of tests that passed: one that could not run says SKIPPED there, and why.
 test: lint
-	@tests/install-missing.sh $(TEST_PACKAGES)
+	@tests/install-missing.sh $(TEST_PACKAGES) $(VM_PACKAGES)
 	@tests/fetch-deb.sh trixie thin-provisioning-tools $(CACHE)/thin-tools-1.1
 	@tests/leftovers.sh $(CARGO) test --workspace --no-fail-fast -- --show-output
+	@tests/leftovers.sh tests/vm/test_kernel.py --quick
 	@tests/leftovers.sh tests/fuzz/run.sh 10
 	@tests/mutation-check.sh
 
@@ -46,19 +47,25 @@ mutation-check:
 	@tests/install-missing.sh $(BUILD_PACKAGES)
 	tests/mutation-check.sh
 
+# The guest of a virtual machine has no network: what tests in it fetch is there before.
+define fetch-containerd
+	@tests/fetch-deb.sh bookworm runc $(CACHE)/runc-bookworm
+	@for suite in bookworm trixie sid; do tests/fetch-deb.sh $$suite containerd $(CACHE)/containerd-$$suite || exit; done
+endef
+
 # What needs a kernel with dm-thin: on this host's own if it has that, else in a virtual machine with each of Debian's; about
-# half an hour each without KVM. KERNEL="--kernel 6.1" takes one of them, KERNEL="--quick" a short list on one of them;
-# THINSNAP_HANDOVERS=1000 is the long run.
+# half an hour each without KVM. KERNEL="--kernel 6.1" takes one of them, KERNEL="--kernel user-mode" a newer one that is
+# fast; THINSNAP_HANDOVERS=1000 is the long run. `make test` does a short list on the fast one.
 test-kernel:
-	@tests/install-missing.sh $(BUILD_PACKAGES) $(VM_PACKAGES)
+	@tests/install-missing.sh $(TEST_PACKAGES) $(VM_PACKAGES)
 	@tests/fetch-deb.sh trixie thin-provisioning-tools $(CACHE)/thin-tools-1.1
+	$(fetch-containerd)
 	@tests/leftovers.sh tests/vm/test_kernel.py $(KERNEL)
 
 # A containerd in a virtual machine is moved from its devmapper snapshotter to thinsnap, and goes on with what it had.
 test-migrate:
 	@tests/install-missing.sh $(BUILD_PACKAGES) $(RUN_PACKAGES) $(VM_PACKAGES) umoci skopeo busybox
-	@tests/fetch-deb.sh bookworm runc $(CACHE)/runc-bookworm
-	@for suite in bookworm trixie sid; do tests/fetch-deb.sh $$suite containerd $(CACHE)/containerd-$$suite || exit; done
+	$(fetch-containerd)
 	cargo build
 	@for suite in bookworm trixie sid; do THINSNAP_CACHE=$(CACHE) tests/leftovers.sh tests/vm/run.py --kernel 6.12 -- \
 		sh tests/vm/migrate.sh $$suite $(TARGET)/debug/thinsnap || exit; done
