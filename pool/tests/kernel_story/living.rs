@@ -94,9 +94,9 @@ fn root_usage_is_exact_while_a_view_is_open_and_others_make_and_delete_snapshots
     let pool = dir.open();
     for number in [1, 2] {
         pool.create_thin(id(number)).unwrap();
-        let path = pool.activate(id(number), SIZE, Access::ReadWrite).unwrap();
-        Disk::open(&path).write(&vec![1; 10 * 65536], 0);
     }
+    let path = pool.activate(id(1), SIZE, Access::ReadWrite).unwrap();
+    Disk::open(&path).write(&vec![1; 10 * 65536], 0);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         // Each message is a commit: nobody reads faster than these two write.
