@@ -14,10 +14,9 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::alive::Alive;
 use crate::export::exporter::{Exporter, NoSpace, Orphan, Volume};
-use crate::export::fuse::{
-    MountState, Node, Nodes, Serving, Session, abort_mount, detach_mount, make_dir, mount_state,
-};
+use crate::export::fuse::{MountState, Nodes, Serving, Session, abort_mount, detach_mount, make_dir, mount_state};
 use crate::export::loop_device::{AttachOptions, LoopDevice, Users, devices_below};
+use crate::export::work::{Node, block_size_of};
 use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
 
@@ -174,11 +173,7 @@ impl FuseExporter {
             Some(Shown::Going(device)) => device.clone(),
             _ => return Ok(None),
         };
-        let same = self.nodes.find_device(id).is_some_and(|node| {
-            std::ptr::addr_eq(Arc::as_ptr(&node.volume), Arc::as_ptr(volume))
-                && node.access == access
-                && node.size() <= size.0
-        });
+        let same = self.nodes.find_device(id).is_some_and(|node| node.is_same(volume, size, access));
         if !same || !device.keep()? {
             return Ok(None);
         }
@@ -194,13 +189,7 @@ impl FuseExporter {
 
 impl Exporter for FuseExporter {
     fn attach(&self, id: DeviceId, volume: Arc<dyn Volume>, size: ByteCount, access: Access) -> Result<PathBuf> {
-        let block_size = u32::try_from(volume.alignment().max(512)).unwrap_or(u32::MAX);
-        if size.0 == 0 || !size.0.is_multiple_of(u64::from(block_size)) || block_size > 4096 {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!("show device {id}: its size {} is no multiple of its block size {block_size}", size.0),
-            ));
-        }
+        let block_size = block_size_of(id, &*volume, size)?;
         if let Some(path) = self.revive(id, &volume, size, access)? {
             return Ok(path);
         }
@@ -251,13 +240,7 @@ impl Exporter for FuseExporter {
             .nodes
             .find_device(id)
             .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("resize device {id}: it has gone")))?;
-        let step = (node.volume.alignment() as u64).max(512);
-        if size.0 < node.size() || !size.0.is_multiple_of(step) {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!("resize device {id} from {} to {}: it must grow, by a multiple of {step}", node.size(), size.0),
-            ));
-        }
+        node.check_growth(size)?;
         node.set_size(size.0);
         drop(node);
         // The kernel asks for the size again before the loop driver reads what the kernel knows.

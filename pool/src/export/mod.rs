@@ -8,6 +8,7 @@ mod passed;
 mod residency;
 mod take_over;
 mod unshown;
+mod work;
 
 pub use exporter::{DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, NoSpace, Orphan, Outlook, Volume};
 pub(crate) use fuse::is_connected;

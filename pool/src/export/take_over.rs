@@ -14,9 +14,10 @@ use std::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::exporter::{Orphan, Volume};
-use crate::export::fuse::{Attendant, LostVolume, Node, Nodes, Serving, Session, is_connected, is_mounted};
+use crate::export::fuse::{Attendant, Nodes, Serving, Session, is_connected, is_mounted};
 use crate::export::fuse_exporter::{FuseExporter, FuseOptions, Service, Shown, acquire_alive, canonical, check};
 use crate::export::loop_device::{LoopDevice, binding, devices_below};
+use crate::export::work::{LostVolume, Node};
 use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
 

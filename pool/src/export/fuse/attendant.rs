@@ -16,11 +16,12 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::uio::readv;
 
 use crate::error::{Error, Result};
+use crate::export::fuse::asking::answer;
 use crate::export::fuse::node::Nodes;
 use crate::export::fuse::requests::{Decision, decide};
 use crate::export::fuse::session::{Session, resend, set_waiting};
-use crate::export::fuse::wire::{PAYLOAD_MAX, Request, WRITE_HEADER};
-use crate::export::fuse::workers::answer;
+use crate::export::fuse::wire::{Request, WRITE_HEADER};
+use crate::export::work::PAYLOAD_MAX;
 
 /// How often the kernel is asked to send again: the dying process may still take a request that its ring waited for.
 const RESEND_EVERY_MS: u16 = 100;

@@ -5,50 +5,23 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
-use crate::export::exporter::Volume;
-use crate::export::fuse::lot::Lot;
+use crate::export::fuse::asking::Asking;
 use crate::export::fuse::wire::{Attributes, ROOT_NODE};
 use crate::export::loop_device::LoopDevice;
-use crate::thin_pool::Access;
-use crate::units::{ByteCount, DeviceId};
+use crate::export::work::{Lot, Node};
+use crate::units::DeviceId;
 
-/// A file: a device with its size.
-pub(in crate::export) struct Node {
-    pub(in crate::export) id: DeviceId,
-    pub(in crate::export) volume: Arc<dyn Volume>,
-    pub(in crate::export) access: Access,
-    /// What offsets and lengths must be multiples of.
-    pub(super) alignment: u64,
-    size: AtomicU64,
+/// The node number: a function of the device alone, so that it means the same to every process that serves
+/// this filesystem after another.
+fn number_of(id: DeviceId) -> u64 {
+    u64::from(id.get()) + ROOT_NODE + 1
 }
 
-impl Node {
-    pub(in crate::export) fn new(id: DeviceId, volume: Arc<dyn Volume>, size: ByteCount, access: Access) -> Self {
-        let alignment = volume.alignment() as u64;
-        Self { id, volume, access, alignment, size: AtomicU64::new(size.0) }
-    }
-
-    pub(in crate::export) fn size(&self) -> u64 {
-        self.size.load(Ordering::Acquire)
-    }
-
-    pub(in crate::export) fn set_size(&self, size: u64) {
-        self.size.store(size, Ordering::Release);
-    }
-
-    /// The node number: a function of the device alone, so that it means the same to every process that serves
-    /// this filesystem after another.
-    fn number(id: DeviceId) -> u64 {
-        u64::from(id.get()) + ROOT_NODE + 1
-    }
-
-    fn attributes(&self) -> Attributes {
-        Attributes { node: Self::number(self.id), size: self.size(), mode: libc::S_IFREG | 0o600 }
-    }
+fn attributes_of(node: &Node) -> Attributes {
+    Attributes { node: number_of(node.id), size: node.size(), mode: libc::S_IFREG | 0o600 }
 }
 
 /// How far a file is on its way out.
@@ -97,7 +70,7 @@ pub(in crate::export) struct Nodes {
     openings: Mutex<Openings>,
     changed: Condvar,
     /// The writes on them that wait for room.
-    pub(in crate::export) lot: Lot,
+    pub(in crate::export) lot: Arc<Lot<Asking>>,
     agreement: OnceLock<Agreement>,
 }
 
@@ -109,7 +82,7 @@ impl Default for Nodes {
             by_number: RwLock::default(),
             openings: Mutex::new(Openings { next_handle, ..Openings::default() }),
             changed: Condvar::new(),
-            lot: Lot::default(),
+            lot: Arc::default(),
             agreement: OnceLock::new(),
         }
     }
@@ -122,7 +95,7 @@ impl Nodes {
 
     /// Adds a file.
     pub(in crate::export) fn insert(&self, node: Node) {
-        let number = Node::number(node.id);
+        let number = number_of(node.id);
         self.by_number.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::new(node));
     }
 
@@ -131,12 +104,12 @@ impl Nodes {
     }
 
     pub(in crate::export) fn find_device(&self, id: DeviceId) -> Option<Arc<Node>> {
-        self.find(Node::number(id))
+        self.find(number_of(id))
     }
 
     /// What a file is like. Takes no share in its volume: the caller need not have the file open.
     pub(super) fn attributes(&self, number: u64) -> Option<Attributes> {
-        self.by_number.read().unwrap_or_else(PoisonError::into_inner).get(&number).map(|node| node.attributes())
+        self.by_number.read().unwrap_or_else(PoisonError::into_inner).get(&number).map(|node| attributes_of(node))
     }
 
     pub(super) fn attributes_of_name(&self, name: &[u8]) -> Option<Attributes> {
@@ -146,7 +119,7 @@ impl Nodes {
         if id.to_string() != text {
             return None;
         }
-        self.attributes(Node::number(id))
+        self.attributes(number_of(id))
     }
 
     /// Node numbers and names, ascending.
@@ -210,12 +183,12 @@ impl Nodes {
 
     /// Notes that a loop device has the file.
     pub(in crate::export) fn bound(&self, id: DeviceId, device: LoopDevice) {
-        self.openings().bound.insert(Node::number(id), device);
+        self.openings().bound.insert(number_of(id), device);
     }
 
     /// As [`Nodes::bound`], for a loop device that a process before this one bound.
     pub(in crate::export) fn inherit(&self, id: DeviceId, device: LoopDevice) {
-        let number = Node::number(id);
+        let number = number_of(id);
         let mut openings = self.openings();
         openings.bound.insert(number, device);
         openings.inherited.insert(number);
@@ -240,7 +213,7 @@ impl Nodes {
 
     /// Lets the file go as soon as nobody has it open; at once if so.
     pub(in crate::export) fn leave(&self, id: DeviceId) {
-        let number = Node::number(id);
+        let number = number_of(id);
         let unused = {
             let mut openings = self.openings();
             openings.leaving.entry(number).or_insert(Leaving::Waiting);
@@ -253,7 +226,7 @@ impl Nodes {
 
     /// Takes [`Nodes::leave`] back. False: too late, the volume is dropped or about to be.
     pub(in crate::export) fn stay(&self, id: DeviceId) -> bool {
-        let number = Node::number(id);
+        let number = number_of(id);
         let mut openings = self.openings();
         if openings.leaving.get(&number) == Some(&Leaving::Waiting) {
             openings.leaving.remove(&number);
@@ -263,7 +236,7 @@ impl Nodes {
 
     /// True until the file is gone and its volume dropped.
     pub(in crate::export) fn is_present(&self, id: DeviceId) -> bool {
-        self.holds(&self.openings(), Node::number(id))
+        self.holds(&self.openings(), number_of(id))
     }
 
     fn holds(&self, openings: &Openings, number: u64) -> bool {
@@ -291,7 +264,7 @@ impl Nodes {
 
     /// Waits until the file is gone and its volume dropped. False: it was there at `deadline`.
     pub(in crate::export) fn wait_gone(&self, id: DeviceId, deadline: Instant) -> bool {
-        let number = Node::number(id);
+        let number = number_of(id);
         let mut openings = self.openings();
         loop {
             if !self.holds(&openings, number) {

@@ -1,38 +1,13 @@
 //! Decides what a request asks for and answers at once what needs no I/O.
 
-use std::sync::Arc;
-
-use crate::error::ErrorKind;
 use crate::export::exporter::Direction;
-use crate::export::fuse::node::{Node, Nodes};
+use crate::export::fuse::node::Nodes;
 use crate::export::fuse::wire::{
-    Attributes, Fallocate, IN_HEADER, Operation, PAYLOAD_MAX, ROOT_NODE, Request, Span, answer_init, answer_open,
-    answer_open_dir, answer_read_dir, answer_stat_fs, grants_resend, parse_read_dir, parse_release,
+    Attributes, Fallocate, IN_HEADER, Operation, ROOT_NODE, Request, Span, answer_init, answer_open, answer_open_dir,
+    answer_read_dir, answer_stat_fs, grants_resend, parse_read_dir, parse_release,
 };
+use crate::export::work::{ByteRange, DISCARD_STEP, Errand, PAYLOAD_MAX, Transfer};
 use crate::thin_pool::Access;
-
-/// Granularity of discards that the loop device will tell: the block of every filesystem worth discarding for.
-const DISCARD_STEP: u32 = 4096;
-
-/// Bytes to move between the kernel and a volume.
-pub(super) struct Transfer {
-    pub(super) node: Arc<Node>,
-    pub(super) direction: Direction,
-    pub(super) offset: u64,
-    pub(super) len: u32,
-}
-
-/// A request that may block.
-pub(super) enum Errand {
-    /// [`Transfer`] that the volume did not grant to be done directly.
-    Transfer(Transfer),
-    /// Make everything written durable.
-    Flush(Arc<Node>),
-    /// Forget a range.
-    Discard(Arc<Node>, Fallocate),
-    /// Make a range read as zeroes.
-    WriteZeroes(Arc<Node>, Fallocate),
-}
 
 /// What to do about a request.
 pub(super) enum Decision {
@@ -48,25 +23,6 @@ pub(super) enum Decision {
     Errand(Errand),
     /// Answer success, then let a worker call [`Nodes::settle`] for this node.
     Settle(u64),
-}
-
-/// The errno that the block layer shall see. It knows ENOSPC as such; of the others it makes an I/O error.
-pub(super) fn errno_of(kind: ErrorKind) -> i32 {
-    match kind {
-        ErrorKind::OutOfDataSpace | ErrorKind::OutOfMetadataSpace => libc::ENOSPC,
-        ErrorKind::ReadOnly => libc::EROFS,
-        ErrorKind::Unsupported => libc::EOPNOTSUPP,
-        ErrorKind::Invalid => libc::EINVAL,
-        ErrorKind::Denied => libc::EPERM,
-        ErrorKind::InUse => libc::EBUSY,
-        ErrorKind::NotFound
-        | ErrorKind::AlreadyExists
-        | ErrorKind::NeedsCheck
-        | ErrorKind::Corrupt
-        | ErrorKind::Unavailable
-        | ErrorKind::DoubtfulLog
-        | ErrorKind::Io => libc::EIO,
-    }
 }
 
 /// `bytes` is the request with its header, without the payload of a WRITE.
@@ -182,7 +138,9 @@ fn fallocate(nodes: &Nodes, request: Request, arguments: &[u8]) -> Decision {
     if !range.offset.is_multiple_of(node.alignment) || !range.len.is_multiple_of(node.alignment) {
         return Decision::Status(libc::EINVAL);
     }
-    match i32::try_from(range.mode) {
+    let mode = range.mode;
+    let range = ByteRange { offset: range.offset, len: range.len };
+    match i32::try_from(mode) {
         Ok(PUNCH) => Decision::Errand(Errand::Discard(node, range)),
         Ok(ZERO | ZERO_KEEP) => Decision::Errand(Errand::WriteZeroes(node, range)),
         _ => Decision::Status(libc::EOPNOTSUPP),

@@ -12,15 +12,17 @@ use std::sync::Arc;
 use io_uring::types::{Fd, Fixed};
 use io_uring::{IoUring, opcode, squeue};
 
-use crate::export::exporter::{Direction, EXTENTS_MAX, Extents};
-use crate::export::fuse::arena::Arena;
-use crate::export::fuse::mailbox::{LoopParts, Mailbox, SLOTS};
+use crate::export::exporter::Direction;
+use crate::export::fuse::asking::{Asking, answer};
+use crate::export::fuse::loop_parts::LoopParts;
 use crate::export::fuse::node::Nodes;
-use crate::export::fuse::requests::{Decision, Errand, Transfer, decide};
-use crate::export::fuse::ring_slot::{Event, Moving, Slot};
+use crate::export::fuse::requests::{Decision, decide};
+use crate::export::fuse::ring_slot::{Event, Slot};
 use crate::export::fuse::session::set_waiting;
-use crate::export::fuse::wire::{OUT_HEADER, PAYLOAD_MAX, Request, WRITE_HEADER, answer_write, out_header};
-use crate::export::fuse::workers::{Home, Job, JobSender, LentSlot, answer};
+use crate::export::fuse::wire::{OUT_HEADER, Request, WRITE_HEADER, answer_write, out_header};
+use crate::export::work::{
+    Arena, Errand, Home, Job, JobSender, LentSlot, Mailbox, Moving, PAYLOAD_MAX, SLOTS, Transfer,
+};
 
 /// Most reads of /dev/fuse in flight. A batch of requests wants many; but every read that waits is woken by every
 /// request, so a loop with little to do keeps one.
@@ -36,7 +38,7 @@ pub(super) struct RingLoop {
     ring: IoUring,
     device: Arc<OwnedFd>,
     nodes: Arc<Nodes>,
-    jobs: JobSender,
+    jobs: JobSender<Asking>,
     arena: Arc<Arena>,
     slots: Box<[Slot]>,
     free: Vec<usize>,
@@ -44,7 +46,7 @@ pub(super) struct RingLoop {
     lent: usize,
     /// Kernel operations in flight that are not armed reads.
     in_flight: usize,
-    mailbox: Arc<Mailbox>,
+    mailbox: Arc<Mailbox<usize>>,
     /// Answers in flight; they complete while they are submitted.
     answering: usize,
     /// True when no more requests are to be read.
@@ -252,7 +254,8 @@ impl RingLoop {
             Decision::Answer(body) => self.answer_now(slot, 0, &body),
             Decision::Settle(node) => {
                 self.answer_now(slot, 0, &[]);
-                self.jobs.send(Job::Settle(node));
+                let nodes = Arc::clone(&self.nodes);
+                self.jobs.send(Job::Aside(Box::new(move || nodes.settle(node))));
             }
         }
     }
@@ -267,104 +270,55 @@ impl RingLoop {
         self.lent += 1;
         let home: Arc<dyn Home> = Arc::clone(&self.mailbox) as _;
         let slot_lent = LentSlot { slot, arena: Arc::clone(&self.arena), home };
-        let (unique, device) = (self.slots[slot].unique, Arc::clone(&self.device));
-        self.jobs.send(Job::Errand { unique, device, errand, slot: slot_lent });
+        let asker = Asking { unique: self.slots[slot].unique, device: Arc::clone(&self.device) };
+        self.jobs.send(Job::Errand { asker, errand, slot: slot_lent });
     }
 
     fn begin(&mut self, slot: usize, transfer: Transfer) {
-        let Transfer { direction, offset, len, .. } = transfer;
-        let mut extents = Extents::default();
-        let Some(token) = transfer.node.volume.begin_direct(direction, offset, len, &mut extents) else {
-            return self.lend(slot, Errand::Transfer(transfer));
-        };
-        let mut start = 0;
-        for extent in extents.as_slice() {
-            if extent.offset.is_none() {
-                // SAFETY: no operation is in flight on the slot yet, and it is nobody else's.
-                let payload = unsafe { self.arena.payload(slot, len as usize) };
-                payload[start..start + extent.len as usize].fill(0);
-            }
-            start += extent.len as usize;
-        }
-        let holes = extents.as_slice().iter().any(|extent| extent.offset.is_none());
-        let sound = start == len as usize && !(holes && direction == Direction::Write);
-        debug_assert!(sound, "a volume granted a {direction:?} of {len} bytes with {:?}", extents.as_slice());
-        let node = transfer.node;
-        let errno = if sound { 0 } else { libc::EIO };
-        let done = [0; EXTENTS_MAX];
-        self.slots[slot].moving =
-            Some(Moving { node, token, direction, extents, done, pending: 0, errno, offset, len });
-        if sound {
-            for extent in 0..extents.as_slice().len() {
-                if extents.as_slice()[extent].offset.is_some() {
-                    self.move_rest(slot, extent);
-                }
+        // SAFETY: no operation is in flight on the slot yet, and it is nobody else's.
+        let payload = unsafe { self.arena.payload(slot, transfer.len as usize) };
+        match Moving::begin(transfer, payload) {
+            Err(transfer) => self.lend(slot, Errand::Transfer(transfer)),
+            Ok(moving) => {
+                let places = moving.places();
+                self.slots[slot].moving = Some(moving);
+                places.for_each(|extent| self.move_rest(slot, extent));
+                self.settle(slot);
             }
         }
-        self.settle(slot);
     }
 
     /// Starts the transfer of what is left of an extent.
     fn move_rest(&mut self, slot: usize, extent: usize) {
         let Some(moving) = &mut self.slots[slot].moving else { return };
-        let list = moving.extents.as_slice();
-        let before: u32 = list[..extent].iter().map(|e| e.len).sum();
-        let done = moving.done[extent];
-        let Some(offset) = list[extent].offset else { return };
-        let offset = offset + u64::from(done);
-        let len = list[extent].len - done;
-        moving.pending += 1;
-        let fd = Fd(moving.node.volume.data_fd());
-        // SAFETY: the extents add up to at most the payload (checked in `begin`).
-        let at = unsafe { self.arena.pointer(slot).add((before + done) as usize) };
-        let buffer = u16::try_from(slot).expect("slots are few");
-        let entry = match (moving.direction, self.registered) {
-            (Direction::Read, true) => opcode::ReadFixed::new(fd, at, len, buffer).offset(offset).build(),
-            (Direction::Write, true) => opcode::WriteFixed::new(fd, at, len, buffer).offset(offset).build(),
-            (Direction::Read, false) => opcode::Read::new(fd, at, len).offset(offset).build(),
-            (Direction::Write, false) => opcode::Write::new(fd, at, len).offset(offset).build(),
-        };
+        let buffer = self.registered.then(|| u16::try_from(slot).expect("slots are few"));
+        // SAFETY: the extents add up to the payload (checked when the transfer began).
+        let entry = moving.operation(extent, buffer, |at| unsafe { self.arena.pointer(slot).add(at) });
+        let Some(entry) = entry else { return };
         self.in_flight += 1;
         self.push(&entry, Event::Moved { slot, extent });
     }
 
     fn moved(&mut self, slot: usize, extent: usize, result: i32) {
         let Some(moving) = &mut self.slots[slot].moving else { return };
-        moving.pending -= 1;
-        match u32::try_from(result) {
-            Ok(bytes) => {
-                moving.done[extent] += bytes;
-                if moving.done[extent] < moving.extents.as_slice()[extent].len {
-                    if bytes > 0 {
-                        return self.move_rest(slot, extent);
-                    }
-                    // The data file ends before a block that the pool gave out.
-                    moving.errno = libc::EIO;
-                }
-            }
-            Err(_) if matches!(-result, libc::EAGAIN | libc::EINTR) => return self.move_rest(slot, extent),
-            Err(_) => {
-                let (id, direction) = (moving.node.id, moving.direction);
-                tracing::error!("{direction:?} of device {id} below the pool failed: errno {}", -result);
-                moving.errno = if result == -libc::ENOSPC { libc::ENOSPC } else { libc::EIO };
-            }
+        if moving.moved(extent, result) {
+            self.move_rest(slot, extent);
+        } else {
+            self.settle(slot);
         }
-        self.settle(slot);
     }
 
     /// Ends a transfer whose last operation has completed, and answers it.
     fn settle(&mut self, slot: usize) {
         let place = &mut self.slots[slot];
-        let Some(moving) = place.moving.take_if(|moving| moving.pending == 0) else { return };
-        moving.node.volume.end_direct(moving.token);
-        let (errno, direction, len) = (moving.errno, moving.direction, moving.len);
+        let Some(moving) = place.moving.take_if(|moving| moving.is_over()) else { return };
+        let (errno, transfer) = moving.end();
+        let (direction, len) = (transfer.direction, transfer.len);
         if (errno, direction) == (libc::ENOSPC, Direction::Write) && !self.ending {
-            // The file system below is full: the blocking way knows what to do about that.
-            let Moving { node, offset, .. } = moving;
-            return self.lend(slot, Errand::Transfer(Transfer { node, direction, offset, len }));
+            return self.lend(slot, Errand::Transfer(transfer));
         }
         // Before the answer: see the invariant of the table of files.
-        drop(moving);
+        drop(transfer);
         let body = match direction {
             _ if errno != 0 => 0,
             Direction::Read => len as usize,

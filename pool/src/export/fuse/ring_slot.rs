@@ -1,10 +1,7 @@
 //! One request on its way through the ring: its small memory, and what a completion belongs to.
 
-use std::sync::Arc;
-
-use crate::export::exporter::{DirectToken, Direction, EXTENTS_MAX, Extents};
-use crate::export::fuse::node::Node;
 use crate::export::fuse::wire::{OUT_HEADER, WRITE_HEADER};
+use crate::export::work::Moving;
 
 /// What a completion belongs to, packed into its user data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,22 +36,6 @@ impl Event {
             _ => Self::Cancelled,
         }
     }
-}
-
-/// A direct transfer under way.
-pub(super) struct Moving {
-    pub(super) node: Arc<Node>,
-    pub(super) token: DirectToken,
-    pub(super) direction: Direction,
-    pub(super) extents: Extents,
-    /// Bytes done of each extent.
-    pub(super) done: [u32; EXTENTS_MAX],
-    /// Kernel operations in flight.
-    pub(super) pending: usize,
-    /// The first errno, 0 while all is well.
-    pub(super) errno: i32,
-    pub(super) offset: u64,
-    pub(super) len: u32,
 }
 
 /// The small memory of one request; the kernel has pointers to it, so it stays where it is.

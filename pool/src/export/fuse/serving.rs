@@ -8,20 +8,21 @@ use std::thread::JoinHandle;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::alive::Alive;
-use crate::export::fuse::mailbox::{LoopParts, Mailbox};
+use crate::export::fuse::asking::Asking;
+use crate::export::fuse::loop_parts::LoopParts;
 use crate::export::fuse::node::Nodes;
 use crate::export::fuse::ring_loop::RingLoop;
 use crate::export::fuse::session::{Session, duplicate, resend};
 use crate::export::fuse::thread_loop::ThreadLoop;
-use crate::export::fuse::workers::Workers;
 use crate::export::residency::shun_memory_pressure;
+use crate::export::work::{Mailbox, Workers};
 
 /// The threads of one connection; ended and joined when dropped.
 pub(in crate::export) struct Serving {
     devices: Vec<Arc<OwnedFd>>,
-    loops: Vec<(Arc<Mailbox>, JoinHandle<()>)>,
+    loops: Vec<(Arc<Mailbox<usize>>, JoinHandle<()>)>,
     /// After the loops: a loop ends only when its last errand is done.
-    workers: Workers,
+    workers: Workers<Asking>,
 }
 
 impl Serving {
@@ -32,7 +33,7 @@ impl Serving {
         worker_threads: usize,
         alive: Option<&Arc<Alive>>,
     ) -> Result<Self> {
-        let workers = Workers::start(worker_threads, Arc::clone(nodes))?;
+        let workers = Workers::start(worker_threads, Arc::clone(&nodes.lot))?;
         let mut serving = Self { devices: Vec::new(), loops: Vec::new(), workers };
         for (number, fd) in session.into_fds().into_iter().enumerate() {
             let fail = |e: io::Error| Error::io("start an event loop of the exporter", e);

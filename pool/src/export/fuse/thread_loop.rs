@@ -8,20 +8,20 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::uio::readv;
 
-use crate::export::fuse::arena::Arena;
-use crate::export::fuse::mailbox::{LoopParts, Mailbox, SLOTS};
+use crate::export::fuse::asking::{Asking, answer};
+use crate::export::fuse::loop_parts::LoopParts;
 use crate::export::fuse::node::Nodes;
-use crate::export::fuse::requests::{Decision, Errand, decide};
+use crate::export::fuse::requests::{Decision, decide};
 use crate::export::fuse::session::set_waiting;
-use crate::export::fuse::wire::{PAYLOAD_MAX, Request, WRITE_HEADER};
-use crate::export::fuse::workers::{Home, Job, JobSender, LentSlot, answer};
+use crate::export::fuse::wire::{Request, WRITE_HEADER};
+use crate::export::work::{Arena, Errand, Home, Job, JobSender, LentSlot, Mailbox, PAYLOAD_MAX, SLOTS};
 
 /// Reads requests and hands everything that moves bytes to the workers.
 pub(super) struct ThreadLoop {
     device: Arc<OwnedFd>,
     nodes: Arc<Nodes>,
-    jobs: JobSender,
-    mailbox: Arc<Mailbox>,
+    jobs: JobSender<Asking>,
+    mailbox: Arc<Mailbox<usize>>,
     arena: Arc<Arena>,
     free: Vec<usize>,
 }
@@ -128,13 +128,15 @@ impl ThreadLoop {
             }
             Decision::Settle(node) => {
                 answer(&self.device, request.unique, 0, &[]);
-                self.jobs.send(Job::Settle(node));
+                let nodes = Arc::clone(&self.nodes);
+                self.jobs.send(Job::Aside(Box::new(move || nodes.settle(node))));
                 return self.freed(slot);
             }
         };
         let home: Arc<dyn Home> = Arc::clone(&self.mailbox) as _;
         let slot = LentSlot { slot, arena: Arc::clone(&self.arena), home };
-        self.jobs.send(Job::Errand { unique: request.unique, device: Arc::clone(&self.device), errand, slot });
+        let asker = Asking { unique: request.unique, device: Arc::clone(&self.device) };
+        self.jobs.send(Job::Errand { asker, errand, slot });
         false
     }
 

@@ -2,6 +2,8 @@
 //!
 //! Only what a flat directory of regular files needs (kernel protocol 7.31 and later, native byte order).
 
+use crate::export::work::PAYLOAD_MAX;
+
 /// Bytes of the header before every request.
 pub(super) const IN_HEADER: usize = 40;
 /// Bytes of the header and the arguments of READ and WRITE; a WRITE's payload follows.
@@ -10,12 +12,12 @@ pub(super) const WRITE_HEADER: usize = IN_HEADER + 40;
 pub(super) const OUT_HEADER: usize = 16;
 /// The node of the directory.
 pub(super) const ROOT_NODE: u64 = 1;
+
 /// Most payload bytes in one READ or WRITE: 256 pages, the kernel's default limit. INIT comes once in the life of a
 /// connection, so a later version that takes over must take at least as much.
-pub(super) const PAYLOAD_MAX: usize = PAYLOAD_BYTES as usize;
-
 const PAYLOAD_BYTES: u32 = PAGES as u32 * 4096;
 const PAGES: u16 = 256;
+const _: () = assert!(PAYLOAD_BYTES as usize == PAYLOAD_MAX, "a slot holds what INIT lets the kernel send");
 
 const MAJOR: u32 = 7;
 const MINOR_MIN: u32 = 31;

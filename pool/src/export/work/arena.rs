@@ -9,10 +9,13 @@ use std::ptr::NonNull;
 
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 
-use crate::export::fuse::wire::PAYLOAD_MAX;
+/// Most payload bytes of one request.
+pub(in crate::export) const PAYLOAD_MAX: usize = 1 << 20;
+/// Requests of one event loop that may be under way at once.
+pub(in crate::export) const SLOTS: usize = 32;
 
 /// Payload memory of all slots of one event loop.
-pub(super) struct Arena {
+pub(in crate::export) struct Arena {
     base: NonNull<libc::c_void>,
     len: usize,
 }
@@ -24,7 +27,7 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    pub(super) fn new(slots: usize) -> io::Result<Self> {
+    pub(in crate::export) fn new(slots: usize) -> io::Result<Self> {
         let len = slots * PAYLOAD_MAX;
         let size = NonZeroUsize::new(len).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
         // SAFETY: a new private mapping at an address of the kernel's choice touches no memory of ours.
@@ -36,12 +39,12 @@ impl Arena {
         Ok(Self { base, len })
     }
 
-    pub(super) fn slots(&self) -> usize {
+    pub(in crate::export) fn slots(&self) -> usize {
         self.len / PAYLOAD_MAX
     }
 
     /// The first byte of a slot's payload.
-    pub(super) fn pointer(&self, slot: usize) -> *mut u8 {
+    pub(in crate::export) fn pointer(&self, slot: usize) -> *mut u8 {
         assert!(slot < self.slots(), "slot {slot} is not in this arena");
         // SAFETY: the assertion keeps the offset inside the mapping.
         unsafe { self.base.as_ptr().cast::<u8>().add(slot * PAYLOAD_MAX) }
@@ -52,7 +55,7 @@ impl Arena {
     /// # Safety
     /// Nobody else, the kernel included, may use the slot's payload while the slice lives.
     #[expect(clippy::mut_from_ref, reason = "slots are handed from owner to owner; the caller vouches for it")]
-    pub(super) unsafe fn payload(&self, slot: usize, len: usize) -> &mut [u8] {
+    pub(in crate::export) unsafe fn payload(&self, slot: usize, len: usize) -> &mut [u8] {
         assert!(len <= PAYLOAD_MAX, "a payload has {PAYLOAD_MAX} bytes, not {len}");
         // SAFETY: the range is inside the mapping (see `pointer` and the assertion); the mapping is zero-filled
         // memory, valid for every byte; the caller vouches that nobody else uses it.

@@ -1,34 +1,29 @@
 //! Threads for requests that may block: a new block, a copy, a flush.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use nix::sys::uio::writev;
-
 use crate::error::{Error, Result};
 use crate::export::exporter::Direction;
-use crate::export::fuse::arena::Arena;
-use crate::export::fuse::lot::{self, Lot, Waiter};
-use crate::export::fuse::node::Nodes;
-use crate::export::fuse::requests::{Errand, Transfer, errno_of};
-use crate::export::fuse::wire::out_header;
 use crate::export::residency::shun_memory_pressure;
+use crate::export::work::arena::Arena;
+use crate::export::work::asker::{Asker, Reply};
+use crate::export::work::errand::{Errand, Transfer, errno_of};
+use crate::export::work::lot::{self, Lot, Waiter};
 
 /// Where a slot goes back to when its request is answered.
-pub(super) trait Home: Send + Sync {
+pub(in crate::export) trait Home: Send + Sync {
     /// The slot is free.
     fn give_back(&self, slot: usize);
 }
 
 /// A slot lent to a worker; gives itself back.
-pub(super) struct LentSlot {
-    pub(super) slot: usize,
-    pub(super) arena: Arc<Arena>,
-    pub(super) home: Arc<dyn Home>,
+pub(in crate::export) struct LentSlot {
+    pub(in crate::export) slot: usize,
+    pub(in crate::export) arena: Arc<Arena>,
+    pub(in crate::export) home: Arc<dyn Home>,
 }
 
 impl Drop for LentSlot {
@@ -38,46 +33,46 @@ impl Drop for LentSlot {
 }
 
 /// One thing to do.
-pub(super) enum Job {
-    /// Do it and answer the request `unique` on `device`.
-    Errand { unique: u64, device: Arc<OwnedFd>, errand: Errand, slot: LentSlot },
-    /// Call [`Nodes::settle`].
-    Settle(u64),
+pub(in crate::export) enum Job<A> {
+    /// Do it and answer who asked.
+    Errand { asker: A, errand: Errand, slot: LentSlot },
+    /// Something else that may block.
+    Aside(Box<dyn FnOnce() + Send>),
 }
 
-struct Queue {
-    jobs: VecDeque<Job>,
+struct Queue<A> {
+    jobs: VecDeque<Job<A>>,
     open: bool,
 }
 
-struct Shared {
-    queue: Mutex<Queue>,
+struct Shared<A> {
+    queue: Mutex<Queue<A>>,
     filled: Condvar,
-    nodes: Arc<Nodes>,
+    lot: Arc<Lot<A>>,
 }
 
 /// A fixed number of threads; joined when dropped, after the last job. The queue is bounded by the slots of the
-/// event loops and the files of the filesystem.
-pub(super) struct Workers {
-    shared: Arc<Shared>,
+/// event loops and the devices that are shown.
+pub(in crate::export) struct Workers<A: Asker> {
+    shared: Arc<Shared<A>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 /// The side of [`Workers`] that takes jobs.
 #[derive(Clone)]
-pub(super) struct JobSender(Arc<Shared>);
+pub(in crate::export) struct JobSender<A>(Arc<Shared<A>>);
 
-impl JobSender {
-    pub(super) fn send(&self, job: Job) {
+impl<A> JobSender<A> {
+    pub(in crate::export) fn send(&self, job: Job<A>) {
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).jobs.push_back(job);
         self.0.filled.notify_one();
     }
 }
 
-impl Workers {
-    pub(super) fn start(threads: usize, nodes: Arc<Nodes>) -> Result<Self> {
+impl<A: Asker> Workers<A> {
+    pub(in crate::export) fn start(threads: usize, lot: Arc<Lot<A>>) -> Result<Self> {
         let queue = Mutex::new(Queue { jobs: VecDeque::with_capacity(256), open: true });
-        let shared = Arc::new(Shared { queue, filled: Condvar::new(), nodes });
+        let shared = Arc::new(Shared { queue, filled: Condvar::new(), lot });
         let mut workers = Self { shared: Arc::clone(&shared), threads: Vec::new() };
         for number in 0..threads {
             let shared = Arc::clone(&shared);
@@ -92,23 +87,23 @@ impl Workers {
             .name("pool-waiters".to_owned())
             .spawn(move || {
                 shun_memory_pressure();
-                lot::keep(&shared.nodes.lot);
+                lot::keep(&shared.lot);
             })
             .map_err(|e| Error::io("start the thread of the writes that wait for room", e))?;
         workers.threads.push(keeper);
         Ok(workers)
     }
 
-    pub(super) fn sender(&self) -> JobSender {
+    pub(in crate::export) fn sender(&self) -> JobSender<A> {
         JobSender(Arc::clone(&self.shared))
     }
 }
 
-impl Drop for Workers {
+impl<A: Asker> Drop for Workers<A> {
     fn drop(&mut self) {
         self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).open = false;
         self.shared.filled.notify_all();
-        self.shared.nodes.lot.stop();
+        self.shared.lot.stop();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a worker thread of the exporter panicked");
@@ -117,7 +112,7 @@ impl Drop for Workers {
     }
 }
 
-fn next(shared: &Shared) -> Option<Job> {
+fn next<A>(shared: &Shared<A>) -> Option<Job<A>> {
     let mut queue = shared.queue.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         if let Some(job) = queue.jobs.pop_front() {
@@ -130,37 +125,37 @@ fn next(shared: &Shared) -> Option<Job> {
     }
 }
 
-fn work(shared: &Shared) {
+fn work<A: Asker>(shared: &Shared<A>) {
     shun_memory_pressure();
     while let Some(job) = next(shared) {
         match job {
-            Job::Errand { unique, device, errand, slot } => {
-                let done = catch_unwind(AssertUnwindSafe(|| run(unique, &device, errand, &slot, &shared.nodes.lot)));
+            Job::Errand { asker, errand, slot } => {
+                let done = catch_unwind(AssertUnwindSafe(|| run(&asker, errand, &slot, &shared.lot)));
                 if done.is_err() {
                     // The volume broke a promise of its own. Its caller must not wait for ever; if the request
-                    // was answered before the panic, the kernel refuses this second answer.
-                    answer(&device, unique, libc::EIO, &[]);
+                    // was answered before the panic, this second answer does nothing.
+                    asker.answer(Reply::Failed(libc::EIO));
                 }
             }
-            Job::Settle(node) => shared.nodes.settle(node),
+            Job::Aside(call) => call(),
         }
     }
 }
 
-/// Does an errand and answers it. The errand's file is let go before the answer: the kernel may release the file
-/// right after it, and then nothing but the table may hold the volume.
+/// Does an errand and answers it. The errand's device is let go before the answer: right after it the device may be
+/// taken away, and then nothing but the exporter's table may hold the volume.
 ///
 /// A write that finds no room is parked, not waited for here: these threads and the slots are everybody's.
-fn run(unique: u64, device: &Arc<OwnedFd>, errand: Errand, slot: &LentSlot, lot: &Lot) {
+fn run<A: Asker>(asker: &A, errand: Errand, slot: &LentSlot, lot: &Lot<A>) {
     let (doing, outcome) = match errand {
         Errand::Transfer(transfer @ Transfer { direction: Direction::Write, .. }) => {
             // SAFETY: the slot was lent to this call alone; the kernel has no I/O on it while it is lent.
             let payload = unsafe { slot.arena.payload(slot.slot, transfer.len as usize) };
             let Transfer { node, offset, .. } = transfer;
-            return lot.write(Waiter { unique, device: Arc::clone(device), node }, offset, payload);
+            return lot.write(Waiter { asker: asker.clone(), node }, offset, payload);
         }
         Errand::WriteZeroes(node, range) => {
-            return lot.write_zeroes(Waiter { unique, device: Arc::clone(device), node }, range);
+            return lot.write_zeroes(Waiter { asker: asker.clone(), node }, range);
         }
         Errand::Transfer(transfer) => {
             // SAFETY: the slot was lent to this call alone; the kernel has no I/O on it while it is lent.
@@ -169,7 +164,7 @@ fn run(unique: u64, device: &Arc<OwnedFd>, errand: Errand, slot: &LentSlot, lot:
             let id = transfer.node.id;
             drop(transfer);
             if outcome.is_ok() {
-                return answer(device, unique, 0, payload);
+                return asker.answer(Reply::Bytes(payload));
             }
             (format!("read device {id}"), outcome)
         }
@@ -179,20 +174,10 @@ fn run(unique: u64, device: &Arc<OwnedFd>, errand: Errand, slot: &LentSlot, lot:
         }
     };
     match outcome {
-        Ok(()) => answer(device, unique, 0, &[]),
+        Ok(()) => asker.answer(Reply::Done),
         Err(error) => {
             tracing::warn!(kind = ?error.kind(), "{doing}: {error}");
-            answer(device, unique, errno_of(error.kind()), &[]);
+            asker.answer(Reply::Failed(errno_of(error.kind())));
         }
-    }
-}
-
-/// Answers a request at once. The kernel refuses an answer only when the request was given up (ENOENT) or the
-/// filesystem is gone; there is nobody to tell then.
-pub(super) fn answer(device: &OwnedFd, unique: u64, errno: i32, body: &[u8]) {
-    let header = out_header(unique, errno, body.len());
-    let pieces = [IoSlice::new(&header), IoSlice::new(body)];
-    if let Err(errno) = writev(device, &pieces[..if body.is_empty() { 1 } else { 2 }]) {
-        tracing::debug!(fd = device.as_raw_fd(), "the kernel did not take an answer: {errno}");
     }
 }

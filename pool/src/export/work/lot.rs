@@ -7,7 +7,6 @@
 //! deliberately not answered.
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,15 +15,14 @@ use std::time::{Duration, Instant};
 use crate::device::AlignedBuffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::exporter::{NoSpace, Outlook};
-use crate::export::fuse::node::Node;
-use crate::export::fuse::requests::errno_of;
-use crate::export::fuse::wire::{Fallocate, answer_write};
-use crate::export::fuse::workers::answer;
+use crate::export::work::asker::{Asker, Reply};
+use crate::export::work::errand::{ByteRange, errno_of};
+use crate::export::work::node::Node;
 use crate::units::{ByteCount, DeviceId};
 
 /// Most writes that wait: far fewer than the kernel lets be under way, so that other requests find a place.
 const WRITES_MAX: usize = 256;
-/// Most of them of one device: a loop device has 128 requests under way, and its reads want some.
+/// Most of them of one device: a loop device has 128 requests under way, as a ublk device, and its reads want some.
 const WRITES_OF_DEVICE_MAX: usize = 96;
 /// Longest wait for room that is on its way back, where nobody wants writes to wait longer than that.
 const COMING_MAX: Duration = Duration::from_secs(60);
@@ -32,18 +30,17 @@ const COMING_MAX: Duration = Duration::from_secs(60);
 const SILENT_RETRY: Duration = Duration::from_millis(250);
 
 /// Who waits for an answer.
-pub(super) struct Waiter {
-    pub(super) unique: u64,
-    pub(super) device: Arc<OwnedFd>,
+pub(super) struct Waiter<A> {
+    pub(super) asker: A,
     pub(super) node: Arc<Node>,
 }
 
-impl Waiter {
-    /// The file is let go before the answer; see the invariant of the table of files.
-    fn answer(self, errno: i32, body: &[u8]) {
-        let Self { unique, device, node } = self;
+impl<A: Asker> Waiter<A> {
+    /// The device is let go before the answer: right after it, it may be taken away.
+    fn answer(self, reply: Reply<'_>) {
+        let Self { asker, node } = self;
         drop(node);
-        answer(&device, unique, errno, body);
+        asker.answer(reply);
     }
 
     fn fail(self, doing: &str, error: &Error) {
@@ -53,13 +50,13 @@ impl Waiter {
         } else {
             tracing::warn!(kind = ?error.kind(), "{doing} device {}: {error}", self.node.id);
         }
-        self.answer(errno_of(error.kind()), &[]);
+        self.answer(Reply::Failed(errno_of(error.kind())));
     }
 }
 
 enum Work {
     Write { offset: u64, payload: AlignedBuffer },
-    Zero(Fallocate),
+    Zero(ByteRange),
 }
 
 impl Work {
@@ -71,14 +68,14 @@ impl Work {
     }
 }
 
-struct Parked {
-    waiter: Waiter,
+struct Parked<A> {
+    waiter: Waiter<A>,
     work: Work,
     since: Instant,
     lack: ErrorKind,
 }
 
-impl Parked {
+impl<A: Asker> Parked<A> {
     fn attempt(&self) -> Result<()> {
         let volume = &self.waiter.node.volume;
         let done = catch_unwind(AssertUnwindSafe(|| match &self.work {
@@ -93,18 +90,17 @@ impl Parked {
         match (outcome, &self.work) {
             (Ok(()), Work::Write { payload, .. }) => {
                 let len = u32::try_from(payload.len()).expect("a request's payload is at most 1 MiB");
-                self.waiter.answer(0, &answer_write(len));
+                self.waiter.answer(Reply::Wrote(len));
             }
-            (Ok(()), Work::Zero(_)) => self.waiter.answer(0, &[]),
+            (Ok(()), Work::Zero(_)) => self.waiter.answer(Reply::Done),
             (Err(error), _) => self.waiter.fail("write to", &error),
         }
     }
 }
 
-#[derive(Default)]
-struct Inner {
+struct Inner<A> {
     policy: NoSpace,
-    waiting: VecDeque<Parked>,
+    waiting: VecDeque<Parked<A>>,
     /// Of those that wait and the one that is being tried.
     count: usize,
     bytes: u64,
@@ -118,24 +114,45 @@ struct Inner {
     stop: bool,
 }
 
-impl Inner {
+impl<A> Default for Inner<A> {
+    fn default() -> Self {
+        Self {
+            policy: NoSpace::default(),
+            waiting: VecDeque::new(),
+            count: 0,
+            bytes: 0,
+            of_device: HashMap::new(),
+            seen: 0,
+            again: false,
+            silent: false,
+            stop: false,
+        }
+    }
+}
+
+impl<A> Inner<A> {
     /// When a write gets its ENOSPC at the latest.
-    fn deadline(&self, parked: &Parked) -> Instant {
+    fn deadline(&self, parked: &Parked<A>) -> Instant {
         parked.since + if self.policy.wait.is_zero() { COMING_MAX } else { self.policy.wait }
     }
 }
 
-/// The waiting writes of one filesystem.
-#[derive(Default)]
-pub(in crate::export) struct Lot {
-    inner: Mutex<Inner>,
+/// The waiting writes of one exporter.
+pub(in crate::export) struct Lot<A> {
+    inner: Mutex<Inner<A>>,
     changed: Condvar,
     /// Counts the times that room may have appeared.
     rings: AtomicU64,
     count: AtomicU64,
 }
 
-impl Lot {
+impl<A> Default for Lot<A> {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), changed: Condvar::new(), rings: AtomicU64::new(0), count: AtomicU64::new(0) }
+    }
+}
+
+impl<A: Asker> Lot<A> {
     /// Room may have appeared.
     pub(in crate::export) fn ring(&self) {
         self.rings.fetch_add(1, Ordering::SeqCst);
@@ -168,12 +185,12 @@ impl Lot {
     }
 
     /// Writes and answers, at once or when there is room.
-    pub(super) fn write(&self, waiter: Waiter, offset: u64, payload: &[u8]) {
+    pub(super) fn write(&self, waiter: Waiter<A>, offset: u64, payload: &[u8]) {
         let rings = self.rings.load(Ordering::SeqCst);
         match waiter.node.volume.write_now(payload, offset) {
             Ok(()) => {
                 let len = u32::try_from(payload.len()).expect("a request's payload is at most 1 MiB");
-                waiter.answer(0, &answer_write(len));
+                waiter.answer(Reply::Wrote(len));
             }
             Err(error) if lacks_room(&error) => self.park_or_fail(waiter, rings, &error, || {
                 let mut copy = AlignedBuffer::zeroed(payload.len());
@@ -185,16 +202,16 @@ impl Lot {
     }
 
     /// Zeroes and answers, at once or when there is room.
-    pub(super) fn write_zeroes(&self, waiter: Waiter, range: Fallocate) {
+    pub(super) fn write_zeroes(&self, waiter: Waiter<A>, range: ByteRange) {
         let rings = self.rings.load(Ordering::SeqCst);
         match waiter.node.volume.write_zeroes_now(range.offset, range.len) {
-            Ok(()) => waiter.answer(0, &[]),
+            Ok(()) => waiter.answer(Reply::Done),
             Err(error) if lacks_room(&error) => self.park_or_fail(waiter, rings, &error, || Work::Zero(range)),
             Err(error) => waiter.fail("zero in", &error),
         }
     }
 
-    fn park_or_fail(&self, waiter: Waiter, rings: u64, error: &Error, work: impl FnOnce() -> Work) {
+    fn park_or_fail(&self, waiter: Waiter<A>, rings: u64, error: &Error, work: impl FnOnce() -> Work) {
         let outlook = waiter.node.volume.outlook(error);
         let id = waiter.node.id;
         let mut inner = self.lock();
@@ -221,7 +238,7 @@ impl Lot {
         self.changed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, Inner<A>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -255,16 +272,16 @@ impl Lot {
     }
 
     /// Takes the write at a place of the queue out, to try it. Only the keeper does, so places stay.
-    fn take(&self, at: usize) -> Option<Parked> {
+    fn take(&self, at: usize) -> Option<Parked<A>> {
         self.lock().waiting.remove(at)
     }
 
-    fn put_back(&self, at: usize, parked: Parked) {
+    fn put_back(&self, at: usize, parked: Parked<A>) {
         self.lock().waiting.insert(at, parked);
     }
 
     /// A write that was taken out waits no more.
-    fn forget(&self, parked: &Parked) {
+    fn forget(&self, parked: &Parked<A>) {
         let mut inner = self.lock();
         inner.count -= 1;
         inner.bytes -= parked.work.bytes();
@@ -317,7 +334,7 @@ impl Lot {
 }
 
 /// The life of the thread that tries the waiting writes again, until [`Lot::stop`].
-pub(super) fn keep(lot: &Lot) {
+pub(super) fn keep<A: Asker>(lot: &Lot<A>) {
     while let Some(rings) = lot.next_pass() {
         lot.pass(rings);
     }
