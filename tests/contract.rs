@@ -30,8 +30,8 @@ use thinsnap::snapshot::{FsType, Labels, Name, Space};
 use thinsnap::snapshotter::{Snapshotter, TAKE_LABEL};
 use thinsnap::store::Store;
 use thinsnap_pool::{
-    Access, BlockSize, ByteCount, CreateOptions, EmbeddedOptions, FuseExporter, FuseOptions, KernelOptions, PoolPaths,
-    ThinPool, create, open_embedded, open_kernel,
+    Access, BlockSize, ByteCount, CreateOptions, EmbeddedOptions, ExportOptions, FuseExporter, KernelOptions,
+    PoolPaths, ThinPool, create, open_embedded, open_kernel,
 };
 use tonic::Code;
 
@@ -163,7 +163,7 @@ fn root_the_laws_hold_over_the_embedded_engine() {
     if let Some(_alone) = can_run("the contract over the embedded engine") {
         let dir = tempfile::tempdir().unwrap();
         let paths = create_pool(dir.path());
-        let exporter = Arc::new(FuseExporter::start(FuseOptions::new(dir.path().join("export"))).unwrap());
+        let exporter = Arc::new(FuseExporter::start(ExportOptions::new(dir.path().join("export"))).unwrap());
         let pool = open_embedded(&paths, exporter, &EmbeddedOptions::default()).unwrap();
         let snapshotter = snapshotter(pool.clone(), dir.path());
         run_laws(snapshotter, "ext4", dir.path(), |_| true);

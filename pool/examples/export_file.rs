@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use thinsnap_pool::{
-    Access, BlockDevice, ByteCount, DeviceId, DirectToken, Direction, Error, ErrorKind, Exporter, Extent, Extents,
-    FileDevice, FuseExporter, FuseOptions, Result, Volume,
+    Access, BlockDevice, ByteCount, DeviceId, DirectToken, Direction, Error, ErrorKind, ExportOptions, Exporter,
+    Extent, Extents, FileDevice, FuseExporter, Result, Volume,
 };
 
 /// A file whose every byte stands where it seems to stand.
@@ -55,7 +55,7 @@ fn main() -> Result<()> {
     let [file, dir, rest @ ..] = arguments.as_slice() else {
         return Err(Error::new(ErrorKind::Invalid, "usage: export_file FILE MOUNT_DIR [EVENT_THREADS]"));
     };
-    let mut options = FuseOptions::new(dir);
+    let mut options = ExportOptions::new(dir);
     if let Some(threads) = rest.first().and_then(|text| text.parse().ok()) {
         options.event_threads = threads;
     }

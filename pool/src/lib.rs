@@ -26,8 +26,8 @@ pub use embedded::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use export::{
-    DirectToken, Direction, EXTENTS_MAX, Exporter, Extent, Extents, FuseExporter, FuseOptions, NoSpace, Orphan,
-    Outlook, Volume, inherited_descriptors,
+    DirectToken, Direction, EXTENTS_MAX, ExportOptions, Exporter, Extent, Extents, FuseExporter, NoSpace, Orphan,
+    Outlook, UblkExporter, Volume, inherited_descriptors,
 };
 pub use format::Mapping;
 pub use host::{
@@ -44,8 +44,8 @@ pub use meta::{
 #[doc(hidden)]
 pub use mutation::Mutation;
 pub use open::{
-    CreateOptions, Drained, Engine, EngineChoice, PoolPaths, choose_engine, create, drain, intent_log_of,
-    kernel_serves, open_embedded, open_kernel, withdraw_from_kernel,
+    CreateOptions, Drained, Engine, EngineChoice, Export, ExportChoice, PoolPaths, begin_export, choose_engine,
+    choose_export, create, drain, intent_log_of, kernel_serves, open_embedded, open_kernel, withdraw_from_kernel,
 };
 pub use repair::{
     BlockRange, DeviceOutcome, Gap, GapRange, Hints, Inventory, InventoryDevice, Needed, Packed, RepairReport,

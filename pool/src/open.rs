@@ -15,8 +15,10 @@ use crate::meta::{FormatOptions, Metadata, OpenMode, superblock_fingerprint};
 use crate::units::{BlockSize, ByteCount, DeviceId, METADATA_BLOCK_SIZE, METADATA_BLOCKS_MAX, METADATA_BLOCKS_MIN};
 
 mod drain;
+mod export;
 
 pub use drain::{Drained, drain};
+pub use export::{Export, ExportChoice, begin_export, choose_export};
 
 /// Bytes of metadata for each data block: what dm-thin's documentation has always recommended.
 const METADATA_BYTES_PER_DATA_BLOCK: u64 = 48;

@@ -18,7 +18,7 @@ use direct_exporter::DirectExporter;
 use host_tools::{Mounted, eventually, leftovers, skipped_without_root, when_free};
 use thinsnap_pool::{
     Access, BlockDevice, BlockSize, ByteCount, CreateOptions, DeviceId, DirectToken, Direction, EmbeddedOptions,
-    EmbeddedPool, Error, ErrorKind, Exporter, Extents, FileDevice, FuseExporter, FuseOptions, MemoryDevice, PoolMode,
+    EmbeddedPool, Error, ErrorKind, ExportOptions, Exporter, Extents, FileDevice, FuseExporter, MemoryDevice, PoolMode,
     PoolPaths, Result, ThinPool, Volume, create, open_embedded,
 };
 
@@ -273,7 +273,7 @@ fn root_io_errors_of_real_disks_are_named_and_nothing_flushed_is_lost() {
         return;
     }
     let dir = dir();
-    let exporter = FuseExporter::start(FuseOptions::new(dir.path().join("export"))).unwrap();
+    let exporter = FuseExporter::start(ExportOptions::new(dir.path().join("export"))).unwrap();
     let (data, metadata) = (FailingVolume::new(16 * MIB), FailingVolume::new(4 * MIB));
     let show = |number, disk: &Arc<FailingVolume>| {
         exporter.attach(id(number), Arc::clone(disk) as _, ByteCount(disk.size()), Access::ReadWrite).unwrap()

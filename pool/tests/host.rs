@@ -9,6 +9,8 @@ mod host_process;
 mod host_stage;
 #[path = "support/host_tools.rs"]
 mod host_tools;
+#[path = "support/shown_by.rs"]
+mod shown_by;
 mod support {
     pub(crate) mod disk;
     pub(crate) mod laws;
@@ -31,7 +33,8 @@ use thinsnap_pool::{
 
 use host_process::{HostDir, be_the_host, dir_of_part, process};
 use host_stage::HostStage;
-use host_tools::{Mounted, eventually, leftovers, run, skipped_without_root};
+use host_tools::{Mounted, eventually, leftovers, run};
+use shown_by::skipped_without_export;
 use support::stage::Stage;
 
 const POOL: ByteCount = ByteCount(256 << 20);
@@ -56,7 +59,7 @@ fn is_pending(pid: u32, signal: Signal) -> bool {
 
 #[test]
 fn root_two_starters_at_once_get_one_host() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = HostDir::new(POOL, LONG);
@@ -73,7 +76,7 @@ fn root_two_starters_at_once_get_one_host() {
 
 #[test]
 fn root_calls_run_side_by_side() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = HostDir::new(POOL, LONG);
@@ -98,7 +101,7 @@ fn root_calls_run_side_by_side() {
 
 #[test]
 fn root_a_killed_host_is_unavailable_and_the_next_one_clears_up() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = HostDir::new(POOL, LONG);
@@ -121,7 +124,7 @@ fn root_a_killed_host_is_unavailable_and_the_next_one_clears_up() {
 
 #[test]
 fn root_a_host_outlives_the_process_that_started_it() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = HostDir::new(POOL, LONG);
@@ -171,7 +174,7 @@ fn the_starter_that_is_killed() {
 
 #[test]
 fn root_a_host_without_clients_ends_by_itself() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = HostDir::new(POOL, Duration::from_millis(300));
@@ -190,7 +193,7 @@ fn root_a_host_without_clients_ends_by_itself() {
 
 #[test]
 fn root_a_host_stays_while_a_device_is_mounted() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = HostDir::new(POOL, Duration::from_millis(100));
@@ -222,7 +225,7 @@ fn root_a_host_stays_while_a_device_is_mounted() {
 
 #[test]
 fn root_sigterm_ends_a_host_whose_devices_nobody_has_open() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = HostDir::new(POOL, LONG);
@@ -236,7 +239,7 @@ fn root_sigterm_ends_a_host_whose_devices_nobody_has_open() {
 
 #[test]
 fn root_errors_of_the_start_reach_the_starter() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = HostDir::new(POOL, LONG);
@@ -258,7 +261,7 @@ fn root_errors_of_the_start_reach_the_starter() {
 
 #[test]
 fn root_a_host_of_another_pool_or_version_is_not_adopted() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = HostDir::new(POOL, LONG);
@@ -289,7 +292,7 @@ fn root_a_host_of_another_pool_or_version_is_not_adopted() {
 
 #[test]
 fn root_bytes_that_are_no_call_end_their_connection_and_nothing_else() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = HostDir::new(POOL, LONG);
@@ -325,7 +328,7 @@ fn root_bytes_that_are_no_call_end_their_connection_and_nothing_else() {
 
 #[test]
 fn root_a_pool_in_another_process_keeps_the_laws() {
-    if !skipped_without_root() {
+    if !skipped_without_export() {
         support::laws::run(&|| Box::new(HostStage::new()) as Box<dyn Stage>);
     }
 }

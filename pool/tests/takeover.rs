@@ -7,6 +7,8 @@
 mod host_process;
 #[path = "support/host_tools.rs"]
 mod host_tools;
+#[path = "support/shown_by.rs"]
+mod shown_by;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -25,7 +27,8 @@ use nix::unistd::Pid;
 use thinsnap_pool::{Access, ByteCount, DescriptorStore, DeviceId, HostKeeper, StopOutcome, ThinPool};
 
 use host_process::{HostDir, be_the_host};
-use host_tools::{eventually, leftovers, run, skipped_without_root};
+use host_tools::{eventually, leftovers, run};
+use shown_by::{by_ublk, skipped_without_export, ublk_devices};
 
 const POOL: ByteCount = ByteCount(256 << 20);
 const SIZE: ByteCount = ByteCount(64 << 20);
@@ -93,6 +96,7 @@ impl Kept {
         assert_eq!(outcome, StopOutcome::Stopping, "log: {}", self.dir.log());
         assert!(self.shelf.0.lock().unwrap().is_empty(), "the shelf is emptied when a host ends in order");
         assert_eq!(leftovers(self.dir.path()), Vec::<String>::new());
+        assert!(!by_ublk() || ublk_devices().is_empty(), "left behind: {:?}", ublk_devices());
     }
 }
 
@@ -152,7 +156,7 @@ fn kill_under(kept: &Kept, kills: usize, work: impl Fn(u64) + Sync) {
 
 #[test]
 fn root_every_acknowledged_write_is_there_after_kills_in_the_middle_of_writes_flushes_and_discards() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let kept = Kept::new();
@@ -191,7 +195,7 @@ fn root_every_acknowledged_write_is_there_after_kills_in_the_middle_of_writes_fl
 
 #[test]
 fn root_a_snapshot_keeps_its_bytes_when_the_host_is_killed_while_sharing_is_broken() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let kept = Kept::new();
@@ -216,7 +220,7 @@ fn root_a_snapshot_keeps_its_bytes_when_the_host_is_killed_while_sharing_is_brok
 
 #[test]
 fn root_fifty_kills_quickly_in_a_row_leave_a_device_that_works() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let kept = Kept::new();
@@ -243,7 +247,7 @@ fn root_fifty_kills_quickly_in_a_row_leave_a_device_that_works() {
 
 #[test]
 fn root_devices_that_were_leaving_or_taken_away_meanwhile_go() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let mut kept = Kept::new();
@@ -258,8 +262,14 @@ fn root_devices_that_were_leaving_or_taken_away_meanwhile_go() {
     drop(kept.keeper.take());
     kill(host, Signal::SIGKILL).unwrap();
     eventually("the host is dead", || !Path::new(&format!("/proc/{host}/stat")).exists() || is_zombie(host));
-    run("losetup", ["-d".as_ref(), paths[1].as_os_str()]);
+    if !by_ublk() {
+        run("losetup", ["-d".as_ref(), paths[1].as_os_str()]);
+    }
     kept.keep();
+    if by_ublk() {
+        // The driver takes nothing away by itself.
+        assert!(kept.pool().deactivate(device(2)).unwrap());
+    }
     write_block(&leaving, 7, 9);
     assert_eq!(read_block(&leaving, 7), 9);
     eventually("the device that was taken away is gone", || kept.pool().active_path(device(2)).unwrap().is_none());
@@ -278,7 +288,7 @@ fn is_zombie(pid: Pid) -> bool {
 
 #[test]
 fn root_of_two_successors_at_once_one_serves_and_nothing_is_lost() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let mut kept = Kept::new();
@@ -317,7 +327,7 @@ fn root_of_two_successors_at_once_one_serves_and_nothing_is_lost() {
 
 #[test]
 fn root_a_host_of_another_protocol_version_is_replaced_under_io() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let mut kept = Kept::new();
@@ -340,7 +350,7 @@ fn root_a_host_of_another_protocol_version_is_replaced_under_io() {
     let mut count = [0];
     // The descriptors are lost here; the shelf has others of the same open file.
     stream.read_exact(&mut count).unwrap();
-    assert_eq!(count, [1]);
+    assert_eq!(count, [u8::from(!by_ublk())], "ublk needs no descriptor for that");
     say(&mut stream, &[2]);
     assert_eq!(hear(&mut stream), [0]);
     eventually("the host has gone", || is_zombie(old) || !Path::new(&format!("/proc/{old}")).exists());

@@ -12,7 +12,7 @@ use thinsnap::snapshot::{FsType, Snapshot, Space};
 use thinsnap::snapshotter::Snapshotter;
 use thinsnap::store::Store;
 use thinsnap_pool::{
-    BlockSize, ByteCount, CreateOptions, EmbeddedOptions, EmbeddedPool, FuseExporter, FuseOptions, PoolPaths, create,
+    BlockSize, ByteCount, CreateOptions, EmbeddedOptions, EmbeddedPool, ExportOptions, FuseExporter, PoolPaths, create,
     open_embedded,
 };
 
@@ -56,7 +56,7 @@ impl Bench {
     }
 
     fn open(dir: &Path) -> Below {
-        let exporter = FuseExporter::start(FuseOptions::new(dir.join("export"))).unwrap();
+        let exporter = FuseExporter::start(ExportOptions::new(dir.join("export"))).unwrap();
         let pool = open_embedded(&PoolPaths::in_dir(dir), Arc::new(exporter), &EmbeddedOptions::default()).unwrap();
         let store = Store::open(&dir.join("store.redb")).unwrap();
         let profile = Profile { fs: FsType::Ext4, size: ByteCount(8 << 30) };

@@ -15,43 +15,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::export::alive::Alive;
 use crate::export::exporter::{Exporter, NoSpace, Orphan, Volume};
 use crate::export::fuse::{MountState, Nodes, Serving, Session, abort_mount, detach_mount, make_dir, mount_state};
-use crate::export::loop_device::{AttachOptions, LoopDevice, Users, devices_below};
+use crate::export::loop_device::{AttachOptions, LoopDevice, devices_below};
+use crate::export::options::{ExportOptions, LOOKERS_WAIT, RELEASE_WAIT, canonical};
+use crate::export::users::Users;
 use crate::export::work::{Node, block_size_of};
 use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
 
-/// How long [`Exporter::detach`] waits for openers that only look (a prober of udev) before it says "later".
-const LOOKERS_WAIT: Duration = Duration::from_millis(500);
-/// How long a file whose loop device is gone may take to be released.
-const RELEASE_WAIT: Duration = Duration::from_secs(10);
 /// How long the kernel may take to begin a connection that it has mounted.
 const INIT_WAIT: Duration = Duration::from_secs(30);
-/// How long a process that served before this one may take to be gone wholly.
-const BURIAL_WAIT: Duration = Duration::from_secs(60);
 /// Dead mounts that may lie over each other at one directory.
 const STALE_MOUNTS_MAX: usize = 16;
-
-/// How a [`FuseExporter`] works.
-#[derive(Debug, Clone)]
-pub struct FuseOptions {
-    /// A directory for this exporter alone; it is made if absent and hidden behind the FUSE mount.
-    pub dir: PathBuf,
-    /// Event loops, 1 …= 8.
-    pub event_threads: usize,
-    /// Threads for requests that must block (a new block, a copy, a flush), 1 …= 64.
-    pub worker_threads: usize,
-    /// What to do with writes that find no room, until [`Exporter::set_no_space`].
-    pub no_space: NoSpace,
-    /// A file whose lock says that a process may still touch the data; `None`: nobody takes over from this exporter.
-    pub alive: Option<PathBuf>,
-}
-
-impl FuseOptions {
-    /// The values that measured best on small machines, for the directory `dir`.
-    pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), event_threads: 1, worker_threads: 8, no_space: NoSpace::default(), alive: None }
-    }
-}
 
 /// How far a device is on its way.
 pub(super) enum Shown {
@@ -94,10 +68,10 @@ pub(super) enum Service {
 impl FuseExporter {
     /// Takes away what a dead exporter left at the same directory, mounts, and starts serving. Errors: `InUse`
     /// if a living exporter serves the directory, `Unsupported` if the kernel has no FUSE or no loop devices.
-    pub fn start(options: FuseOptions) -> Result<Self> {
-        check(&options)?;
+    pub fn start(options: ExportOptions) -> Result<Self> {
+        options.check()?;
         let dir = canonical(&options.dir)?;
-        let alive = acquire_alive(&options, |dying| {
+        let alive = options.acquire_alive(|dying| {
             if dying {
                 // It may wait for an answer from its own filesystem, which nobody will give any more.
                 abort_mount(&dir)?;
@@ -276,7 +250,7 @@ impl Exporter for FuseExporter {
                 return Err(error.doing(format!("take device {id} away")));
             }
         }
-        let wait = if Users::look().contains(device.number()) { Duration::ZERO } else { LOOKERS_WAIT };
+        let wait = if Users::look().contains(&device.name()) { Duration::ZERO } else { LOOKERS_WAIT };
         let gone = self.nodes.wait_gone(id, Instant::now() + wait)
             || (!device.is_bound() && self.nodes.wait_gone(id, Instant::now() + RELEASE_WAIT));
         drop(self.shown());
@@ -298,11 +272,11 @@ impl Exporter for FuseExporter {
                 Shown::Coming => (*id, None),
                 // Whoever it waits for has it open.
                 Shown::Going(_) => (*id, None),
-                Shown::Here(device) => (*id, Some(device.number())),
+                Shown::Here(device) => (*id, Some(device.name())),
             })
             .collect();
         let users = Users::look();
-        list.into_iter().map(|(id, number)| (id, number.is_none_or(|number| users.contains(number)))).collect()
+        list.into_iter().map(|(id, name)| (id, name.is_none_or(|name| users.contains(&name)))).collect()
     }
 
     fn room_changed(&self) {
@@ -379,36 +353,8 @@ impl Drop for FuseExporter {
     }
 }
 
-pub(super) fn check(options: &FuseOptions) -> Result<()> {
-    if (1..=8).contains(&options.event_threads) && (1..=64).contains(&options.worker_threads) {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Invalid, "start the exporter: it takes 1 to 8 event threads and 1 to 64 worker threads"))
-}
-
-/// Waits until no process before this one can touch the data any more.
-pub(super) fn acquire_alive(
-    options: &FuseOptions,
-    meanwhile: impl FnMut(bool) -> Result<()>,
-) -> Result<Option<Arc<Alive>>> {
-    let Some(path) = &options.alive else { return Ok(None) };
-    Alive::acquire(path, BURIAL_WAIT, meanwhile).map(|alive| Some(Arc::new(alive)))
-}
-
-/// The export directory as the kernel names it. Only what stands above it is looked at: looking through a mount that
-/// is dead fails, and through one that nobody serves never ends.
-pub(super) fn canonical(dir: &Path) -> Result<PathBuf> {
-    let fail = |e: std::io::Error| Error::io(format!("find the export directory {}", dir.display()), e);
-    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
-        return Err(Error::new(ErrorKind::Invalid, format!("{} is no place for an export", dir.display())));
-    };
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    make_dir(parent)?;
-    Ok(parent.canonicalize().map_err(fail)?.join(name))
-}
-
 /// Takes away the mounts and loop devices of a dead exporter.
-fn clear_stale(dir: &Path) -> Result<()> {
+pub(super) fn clear_stale(dir: &Path) -> Result<()> {
     for _ in 0..STALE_MOUNTS_MAX {
         match mount_state(dir)? {
             MountState::Free => return Ok(()),
@@ -422,7 +368,7 @@ fn clear_stale(dir: &Path) -> Result<()> {
                 for (number, file) in devices_below(dir) {
                     let device = LoopDevice::known(number, file);
                     let path = device.path();
-                    if Users::look().contains(number) {
+                    if Users::look().contains(&device.name()) {
                         tracing::error!(
                             "{} is mounted and its host is dead: unmount it, its I/O fails",
                             path.display()

@@ -15,15 +15,16 @@ use std::time::Instant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::exporter::{Orphan, Volume};
 use crate::export::fuse::{Attendant, Nodes, Serving, Session, is_connected, is_mounted};
-use crate::export::fuse_exporter::{FuseExporter, FuseOptions, Service, Shown, acquire_alive, canonical, check};
+use crate::export::fuse_exporter::{FuseExporter, Service, Shown};
 use crate::export::loop_device::{LoopDevice, binding, devices_below};
+use crate::export::options::{ExportOptions, canonical};
 use crate::export::work::{LostVolume, Node};
 use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
 
 impl FuseExporter {
     /// [`FuseExporter::take_over`] if there are descriptors, else [`FuseExporter::start`].
-    pub fn begin(options: FuseOptions, descriptors: Vec<OwnedFd>) -> Result<Self> {
+    pub fn begin(options: ExportOptions, descriptors: Vec<OwnedFd>) -> Result<Self> {
         if descriptors.is_empty() { Self::start(options) } else { Self::take_over(options, descriptors) }
     }
 
@@ -31,8 +32,8 @@ impl FuseExporter {
     /// [`crate::export::Exporter::descriptors`] gave. Its devices are [`crate::export::Exporter::orphans`]; nobody is served before
     /// [`crate::export::Exporter::resume`]. Dropped before that, the exporter leaves everything as it was. Errors: `Invalid` if the
     /// descriptors are not of a filesystem at that directory, `InUse` if a process that served it is not gone.
-    pub fn take_over(options: FuseOptions, descriptors: Vec<OwnedFd>) -> Result<Self> {
-        check(&options)?;
+    pub fn take_over(options: ExportOptions, descriptors: Vec<OwnedFd>) -> Result<Self> {
+        options.check()?;
         let dir = canonical(&options.dir)?;
         let doing = format!("take over the export at {}", dir.display());
         if !descriptors.iter().all(|fd| is_connected(fd.as_fd())) || !is_mounted(&dir) {
@@ -40,7 +41,7 @@ impl FuseExporter {
         }
         let session = Session::from_fds(descriptors);
         let mut attendant = None;
-        let alive = acquire_alive(&options, |dying| {
+        let alive = options.acquire_alive(|dying| {
             if dying && attendant.is_none() {
                 let nodes = Arc::new(Nodes::default());
                 inherit(&dir, &nodes);

@@ -13,7 +13,8 @@ use thinsnap_pool::{Access, ByteCount, HostClient, NoSpace, PoolMode, ThinPool};
 
 use crate::disk::{BLOCK, Disk, device};
 use crate::host_process::HostDir;
-use crate::host_tools::{leftovers, run, skipped_without_root};
+use crate::host_tools::{leftovers, run};
+use crate::shown_by::skipped_without_export;
 use crate::support::random::Random;
 
 const MIB: u64 = 1 << 20;
@@ -191,7 +192,7 @@ fn drop_device(client: &HostClient, id: u32, delete: bool) {
 
 #[test]
 fn root_cycles_of_a_pool_that_fills_up_and_gets_room_lose_no_flushed_byte() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let begun = Instant::now();

@@ -7,6 +7,8 @@
 mod host_process;
 #[path = "../support/host_tools.rs"]
 mod host_tools;
+#[path = "../support/shown_by.rs"]
+mod shown_by;
 #[path = "../support"]
 mod support {
     pub(crate) mod direct_exporter;

@@ -9,7 +9,8 @@ use thinsnap_pool::{Access, ByteCount, HostClient, HostKeeper, NoSpace, NoStore,
 
 use crate::disk::{BLOCK, Disk, device};
 use crate::host_process::{HostDir, process};
-use crate::host_tools::{eventually, leftovers, skipped_without_root};
+use crate::host_tools::{eventually, leftovers};
+use crate::shown_by::skipped_without_export;
 
 /// 256 blocks.
 const POOL: ByteCount = ByteCount(16 << 20);
@@ -59,7 +60,7 @@ impl Times {
 
 #[test]
 fn root_nobody_waits_behind_writes_that_wait_for_room() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     const WAITING: u64 = 80;
@@ -116,7 +117,7 @@ fn no_space(done: io::Result<()>) -> bool {
 
 #[test]
 fn root_a_write_without_room_is_told_at_once_or_at_its_deadline() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = HostDir::new(POOL, LONG);
@@ -153,7 +154,7 @@ fn root_a_write_without_room_is_told_at_once_or_at_its_deadline() {
 
 #[test]
 fn root_more_writes_than_may_wait_leave_their_device_alive() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = HostDir::new(POOL, LONG);
@@ -189,7 +190,7 @@ fn root_more_writes_than_may_wait_leave_their_device_alive() {
 
 #[test]
 fn root_two_writers_race_for_the_last_block_and_one_gets_it() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = HostDir::new(POOL, LONG);
@@ -220,7 +221,7 @@ fn root_two_writers_race_for_the_last_block_and_one_gets_it() {
 
 #[test]
 fn root_a_caller_is_told_before_a_fast_writer_has_taken_the_last_block() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = HostDir::new(POOL, LONG);
@@ -260,7 +261,7 @@ fn steady_now(client: &HostClient) -> thinsnap_pool::Steady {
 /// The kernel was never answered for the waiting writes: it sends them to the next host.
 #[test]
 fn root_writes_that_wait_when_their_host_is_killed_are_done_by_the_next() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = HostDir::new(POOL, LONG);

@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, dup2_stdout};
 use thinsnap_pool::{
-    BlockSize, ByteCount, ConnectOptions, CreateOptions, EmbeddedOptions, Error, ErrorKind, Exporter, FuseExporter,
-    FuseOptions, HostClient, HostOptions, PoolPaths, Result, SpawnOptions, StopOutcome, ThinPool, connect_or_spawn,
+    BlockSize, ByteCount, ConnectOptions, CreateOptions, EmbeddedOptions, Error, ErrorKind, ExportOptions, Exporter,
+    HostClient, HostOptions, PoolPaths, Result, SpawnOptions, StopOutcome, ThinPool, begin_export, connect_or_spawn,
     create, open_embedded, run_host,
 };
+
+use crate::shown_by::{TEST_EXPORT, by_ublk, wanted_export};
 
 /// The ignored test that every user of this file must have; it calls [`be_the_host`].
 const HOST_TEST: &str = "the_host_process";
@@ -25,17 +27,28 @@ const WAIT: Duration = Duration::from_secs(60);
 pub(crate) struct HostDir {
     dir: tempfile::TempDir,
     idle_after: Duration,
+    /// `fuse` or `ublk`.
+    export: &'static str,
 }
 
 impl HostDir {
     /// A new pool of `size`; its host ends by itself after `idle_after` without clients.
     pub(crate) fn new(size: ByteCount, idle_after: Duration) -> Self {
+        Self::shown(size, idle_after, if by_ublk() { "ublk" } else { "fuse" })
+    }
+
+    /// As [`HostDir::new`], with ublk devices whatever this run is about.
+    pub(crate) fn by_ublk(size: ByteCount, idle_after: Duration) -> Self {
+        Self::shown(size, idle_after, "ublk")
+    }
+
+    fn shown(size: ByteCount, idle_after: Duration, export: &'static str) -> Self {
         // Not the default place, which may be a tmpfs without direct I/O.
         let dir = tempfile::tempdir_in(std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into())).unwrap();
         let paths = PoolPaths::in_dir(&dir.path().join("pool"));
         create(&CreateOptions { paths, data_size: Some(size), metadata_size: None, block_size: BlockSize::DEFAULT })
             .unwrap();
-        Self { dir, idle_after }
+        Self { dir, idle_after, export }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -56,7 +69,12 @@ impl HostDir {
         // the harness has a thread of its own, so the signals are blocked before it starts.
         let script = r#"exec 3>&1 >/dev/null; exec "$0" "$@""#;
         let idle = self.idle_after.as_millis().to_string();
-        let args = ["--block-signal=TERM,INT,HUP".into(), setting(DIR, self.path()), setting(IDLE_MS, &idle)];
+        let args = [
+            "--block-signal=TERM,INT,HUP".into(),
+            setting(DIR, self.path()),
+            setting(IDLE_MS, &idle),
+            setting(TEST_EXPORT, self.export),
+        ];
         let shell = ["sh", "-c", script].map(OsString::from);
         let program = std::env::current_exe().unwrap().into_os_string();
         let harness = [HOST_TEST, "--exact", "--ignored", "--nocapture"].map(OsString::from);
@@ -130,12 +148,12 @@ pub(crate) fn be_the_host() {
             eprintln!("last words");
             std::process::exit(7);
         }
-        let mut options = FuseOptions::new(dir.join("export"));
+        let mut options = ExportOptions::new(dir.join("export"));
         options.alive = Some(dir.join("host.alive"));
         if let Ok(ms) = std::fs::read_to_string(dir.join("no-space-wait-ms")) {
             options.no_space.wait = Duration::from_millis(ms.parse().unwrap());
         }
-        let exporter: Arc<dyn Exporter> = Arc::new(FuseExporter::begin(options, inherited)?);
+        let exporter = begin_export(wanted_export(), options, inherited)?;
         let options = EmbeddedOptions { intent_log: Some(dir.join("intent.log")), ..EmbeddedOptions::default() };
         let pool = open_embedded(&PoolPaths::in_dir(&dir.join("pool")), Arc::clone(&exporter), &options)?;
         Ok((pool, exporter))

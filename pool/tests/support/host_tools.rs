@@ -8,19 +8,6 @@ use std::time::{Duration, Instant};
 
 use thinsnap_pool::{ErrorKind, Result};
 
-/// Prints why a test that needs root cannot run, and returns true, unless it can.
-pub(crate) fn skipped_without_root() -> bool {
-    let why = if !nix::unistd::geteuid().is_root() {
-        "it needs root"
-    } else if !Path::new("/dev/fuse").exists() || !Path::new("/dev/loop-control").exists() {
-        "this machine has no FUSE or no loop devices"
-    } else {
-        return false;
-    };
-    println!("SKIPPED: {why}");
-    true
-}
-
 /// Runs a program to its end; its standard output, or a panic with all that it said.
 pub(crate) fn run<A: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = A>) -> String {
     let output = Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("start {program}: {e}"));

@@ -21,7 +21,7 @@ use crate::export::fuse::ring_slot::{Event, Slot};
 use crate::export::fuse::session::set_waiting;
 use crate::export::fuse::wire::{OUT_HEADER, Request, WRITE_HEADER, answer_write, out_header};
 use crate::export::work::{
-    Arena, Errand, Home, Job, JobSender, LentSlot, Mailbox, Moving, PAYLOAD_MAX, SLOTS, Transfer,
+    Arena, Errand, Home, Job, JobSender, LentSlot, Mailbox, Moving, PAYLOAD_MAX, SLOTS, Transfer, build_ring,
 };
 
 /// Most reads of /dev/fuse in flight. A batch of requests wants many; but every read that waits is woken by every
@@ -61,18 +61,12 @@ impl RingLoop {
     pub(super) fn new(parts: LoopParts) -> io::Result<Self> {
         // A thread loop before this one may have asked for reads that do not wait, which a ring would spin on.
         set_waiting(&parts.device, true)?;
-        let ring = build_ring()?;
+        let ring = build_ring(RING_ENTRIES)?;
         // The ring never uses the second one: it only keeps it open until its last operation is done (see `Alive`).
         let alive = parts.alive.as_ref().map_or(-1, |alive| alive.raw_fd());
         ring.submitter().register_files(&[parts.device.as_raw_fd(), alive])?;
         let arena = Arena::new(SLOTS)?;
-        let buffers: Vec<_> =
-            (0..SLOTS).map(|slot| libc::iovec { iov_base: arena.pointer(slot).cast(), iov_len: PAYLOAD_MAX }).collect();
-        // SAFETY: the arena lives as long as the loop, which outlives every operation on it (see `run`).
-        let registered = unsafe { ring.submitter().register_buffers(&buffers) };
-        if let Err(error) = &registered {
-            tracing::warn!("payload buffers are not registered ({error}): transfers cost a little more");
-        }
+        let registered = arena.register(&ring);
         let mut slots: Box<[Slot]> = (0..SLOTS).map(|_| Slot::new()).collect();
         for (number, slot) in slots.iter_mut().enumerate() {
             slot.read_pieces = [
@@ -94,7 +88,7 @@ impl RingLoop {
             mailbox: parts.mailbox,
             answering: 0,
             ending: false,
-            registered: registered.is_ok(),
+            registered,
             completed: Vec::with_capacity(2 * RING_ENTRIES as usize),
         })
     }
@@ -350,15 +344,6 @@ impl RingLoop {
 fn events_to_wait_for(armed: usize, in_flight: usize, answering: usize) -> usize {
     let others = armed + (in_flight - answering);
     (answering + usize::from(others > 0)).max(1)
-}
-
-/// A ring whose completions are handled only when its thread asks for them (Linux 6.1), else a plain one.
-fn build_ring() -> io::Result<IoUring> {
-    let fast = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(RING_ENTRIES);
-    match fast {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(RING_ENTRIES),
-        other => other,
-    }
 }
 
 #[cfg(test)]

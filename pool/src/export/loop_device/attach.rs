@@ -77,6 +77,11 @@ impl LoopDevice {
         self.number
     }
 
+    /// As in `/sys/block`.
+    pub(in crate::export) fn name(&self) -> String {
+        format!("loop{}", self.number)
+    }
+
     /// `/dev/loopN`.
     pub(in crate::export) fn path(&self) -> PathBuf {
         node_path(self.number)

@@ -6,4 +6,4 @@ mod sysfs;
 
 pub(super) use attach::{AttachOptions, LoopDevice};
 pub(crate) use lasting::LastingLoop;
-pub(super) use sysfs::{Users, binding, devices_below};
+pub(super) use sysfs::{binding, devices_below};

@@ -3,7 +3,6 @@
 //! Opening is no way to look: an open device is in use, and an exclusive open would make a mount that happens at the
 //! same moment fail.
 
-use std::collections::BTreeSet;
 use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
 
@@ -39,42 +38,6 @@ pub(in crate::export) fn devices_below(dir: &Path) -> Vec<(u32, PathBuf)> {
         .filter_map(|number| Some((number, backing_file(number)?)))
         .filter(|(_, file)| file.parent() == Some(dir))
         .collect()
-}
-
-/// The loop devices that carried a mounted filesystem (in whichever namespace) or swap at one moment. Programs that
-/// merely have a device open are not seen.
-pub(in crate::export) struct Users {
-    numbers: BTreeSet<u32>,
-}
-
-impl Users {
-    /// Costs the same for one device and for a thousand.
-    pub(in crate::export) fn look() -> Self {
-        let mut numbers = BTreeSet::new();
-        let mut note = |name: &str| numbers.extend(number_of(name));
-        // Most filesystems have a directory of this form for each mounted device.
-        for kind in read_dir("/sys/fs").into_iter().flatten().flatten() {
-            for entry in read_dir(kind.path()).into_iter().flatten().flatten() {
-                note(&entry.file_name().to_string_lossy());
-            }
-        }
-        for line in read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
-            let (before, after) = line.split_once(" - ").unwrap_or((line, ""));
-            let device = before.split(' ').nth(2).and_then(|device| device.strip_prefix("7:"));
-            note(&format!("loop{}", device.unwrap_or_default()));
-            note(after.split(' ').nth(1).and_then(|source| source.strip_prefix("/dev/")).unwrap_or_default());
-        }
-        for line in read_to_string("/proc/swaps").unwrap_or_default().lines() {
-            note(line.split_whitespace().next().and_then(|file| file.strip_prefix("/dev/")).unwrap_or_default());
-        }
-        Self { numbers }
-    }
-
-    /// True if the device was in use, or another block device stands on it.
-    pub(in crate::export) fn contains(&self, number: u32) -> bool {
-        let holders = format!("/sys/block/loop{number}/holders");
-        self.numbers.contains(&number) || read_dir(holders).is_ok_and(|mut holders| holders.next().is_some())
-    }
 }
 
 /// N of `loopN`.

@@ -7,6 +7,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
+use io_uring::IoUring;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// Most payload bytes of one request.
@@ -39,6 +40,20 @@ impl Arena {
         Ok(Self { base, len })
     }
 
+    /// Registers the payloads with a ring, a buffer for each slot. False: refused, transfers cost a little more. The
+    /// arena must outlive every operation of the ring on it.
+    pub(in crate::export) fn register(&self, ring: &IoUring) -> bool {
+        let buffers: Vec<_> = (0..self.slots())
+            .map(|slot| libc::iovec { iov_base: self.pointer(slot).cast(), iov_len: PAYLOAD_MAX })
+            .collect();
+        // SAFETY: the buffers are inside the mapping, which by contract outlives the ring's operations.
+        let registered = unsafe { ring.submitter().register_buffers(&buffers) };
+        if let Err(error) = &registered {
+            tracing::warn!("payload buffers are not registered ({error}): transfers cost a little more");
+        }
+        registered.is_ok()
+    }
+
     pub(in crate::export) fn slots(&self) -> usize {
         self.len / PAYLOAD_MAX
     }
@@ -60,6 +75,15 @@ impl Arena {
         // SAFETY: the range is inside the mapping (see `pointer` and the assertion); the mapping is zero-filled
         // memory, valid for every byte; the caller vouches that nobody else uses it.
         unsafe { std::slice::from_raw_parts_mut(self.pointer(slot), len) }
+    }
+}
+
+/// A ring whose completions are handled only when its thread asks for them (Linux 6.1), else a plain one.
+pub(in crate::export) fn build_ring(entries: u32) -> io::Result<IoUring> {
+    let fast = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(entries);
+    match fast {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(entries),
+        other => other,
     }
 }
 

@@ -2,6 +2,7 @@
 mod arena;
 mod asker;
 mod errand;
+mod loop_threads;
 mod lost_volume;
 mod lot;
 mod mailbox;
@@ -9,9 +10,10 @@ mod moving;
 mod node;
 mod workers;
 
-pub(super) use arena::{Arena, PAYLOAD_MAX, SLOTS};
+pub(super) use arena::{Arena, PAYLOAD_MAX, SLOTS, build_ring};
 pub(super) use asker::{Asker, Reply};
 pub(super) use errand::{ByteRange, DISCARD_STEP, Errand, Transfer};
+pub(super) use loop_threads::{LoopThreads, Started};
 pub(super) use lost_volume::LostVolume;
 pub(super) use lot::Lot;
 pub(super) use mailbox::Mailbox;
