@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use thinsnap_pool::{BlockSize, ByteCount, Engine, METADATA_CACHE_DEFAULT};
+use thinsnap_pool::{BlockSize, ByteCount, Engine, Export, METADATA_CACHE_DEFAULT};
 
 use crate::config::backup::{BACKUP_FIELDS, BackupTable};
 use crate::config::limits::{IMPORT_FIELDS, Number};
@@ -20,8 +20,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{FsType, Space};
 
 mod backup;
+mod choice;
 
 pub use backup::BackupConfig;
+pub(crate) use choice::word_of;
+pub use choice::{parse_engine, parse_export};
 pub use limits::Limits;
 
 /// Where pool and records stand if nobody says otherwise.
@@ -120,6 +123,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Who moves the blocks.
     pub engine: Engine,
+    /// How the embedded engine shows its devices.
+    pub export: Export,
     /// The pool.
     pub pool: PoolConfig,
     /// What is done when its room runs short.
@@ -149,6 +154,8 @@ pub struct Overrides {
     pub socket: Option<PathBuf>,
     /// `--engine`
     pub engine: Option<Engine>,
+    /// `--export`
+    pub export: Option<Export>,
     /// `--size`
     pub size: Option<ByteCount>,
     /// `--metadata-size`
@@ -172,6 +179,7 @@ struct File {
     root: Option<PathBuf>,
     run_dir: Option<PathBuf>,
     engine: Option<String>,
+    export: Option<String>,
     pool: PoolTable,
     socket: SocketTable,
     floors: FloorsTable,
@@ -232,10 +240,11 @@ struct ProfileTable {
     size: Option<String>,
 }
 
-const TOP_FIELDS: [&str; 12] = [
+const TOP_FIELDS: [&str; 13] = [
     "root",
     "run_dir",
     "engine",
+    "export",
     "pool",
     "socket",
     "floors",
@@ -288,6 +297,11 @@ impl Config {
             (None, Some(word)) => parse_engine(word).map_err(|error| error.doing("field `engine`"))?,
             (None, None) => Engine::Auto,
         };
+        let export = match (overrides.export, &file.export) {
+            (Some(export), _) => export,
+            (None, Some(word)) => parse_export(word).map_err(|error| error.doing("field `export`"))?,
+            (None, None) => Export::Auto,
+        };
         let block_size = match (overrides.block_size, file.pool.block_size) {
             (Some(size), _) => size,
             (None, Some(text)) => BlockSize::from_bytes(size_field("pool.block_size", &text)?.0)?,
@@ -320,6 +334,7 @@ impl Config {
             root,
             run_dir,
             engine,
+            export,
             pool,
             room: file.pool.room.checked()?,
             socket,
@@ -372,20 +387,6 @@ pub fn parse_size(text: &str) -> Result<ByteCount> {
     let part = (u128::from(fraction) << shift) / u128::from(10_u64.pow(places));
     let total = (u128::from(whole) << shift) + part;
     u64::try_from(total).map(ByteCount).map_err(|_| wrong())
-}
-
-/// Who moves the blocks, as people write it: `auto`, `kernel` or `embedded`.
-pub fn parse_engine(word: &str) -> Result<Engine> {
-    match word {
-        "auto" => Ok(Engine::Auto),
-        "kernel" => Ok(Engine::Kernel),
-        "embedded" => Ok(Engine::Embedded),
-        _ => Err(Error::new(
-            ErrorKind::InvalidArgument,
-            format!("{:?} is no engine", word.chars().take(40).collect::<String>()),
-        )
-        .advise("write auto, kernel or embedded")),
-    }
 }
 
 fn invalid(error: &toml::de::Error) -> Error {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use hyper_util::rt::TokioIo;
-use thinsnap_pool::Engine;
+use thinsnap_pool::{Engine, Export};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -39,6 +39,8 @@ pub struct Target {
     pub config: Option<PathBuf>,
     /// `--engine`, for a service inside this process.
     pub engine: Option<Engine>,
+    /// `--export`, for a service inside this process.
+    pub export: Option<Export>,
 }
 
 /// A connection; [`Connection::close`] ends a service inside this process in good order.
@@ -160,6 +162,7 @@ fn config_of(target: &Target) -> Result<Config> {
         root: target.root.clone(),
         socket: target.socket.clone(),
         engine: target.engine,
+        export: target.export,
         ..Overrides::default()
     };
     Config::load(target.config.as_deref(), overrides)

@@ -20,7 +20,7 @@ use thinsnap_pool::{
 use crate::admin::backend::{Keeping, export_of, host_socket_of, intent_log_in};
 use crate::admin::pool_files::private_dir;
 use crate::admin::run_dir;
-use crate::config::{Config, run_dir_of};
+use crate::config::{Config, run_dir_of, word_of};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest wait for a pool-host to open its pool: a metadata device of 16 GiB is read whole.
@@ -243,6 +243,8 @@ fn spawn_options(config: &Config, paths: &PoolPaths) -> SpawnOptions {
         policy.memory.0.to_string().into(),
         "--metadata-cache".into(),
         config.pool.metadata_cache.0.to_string().into(),
+        "--export".into(),
+        word_of(config.export).into(),
     ];
     SpawnOptions {
         connect: ConnectOptions { socket, identity: None, handshake_timeout: HANDSHAKE_TIMEOUT, patience: PATIENCE },

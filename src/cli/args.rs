@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use thinsnap_pool::{ByteCount, Engine, METADATA_CACHE_DEFAULT, NoSpace};
+use thinsnap_pool::{ByteCount, Engine, Export, METADATA_CACHE_DEFAULT, NoSpace};
 
 use crate::admin::Target;
 use crate::cli::bench::BenchArgs;
@@ -14,7 +14,7 @@ use crate::cli::image::ImageVerb;
 use crate::cli::migrate::MigrateArgs;
 use crate::cli::pool::PoolVerb;
 use crate::cli::recovery::RescueArgs;
-use crate::cli::serve::{ServeArgs, engine};
+use crate::cli::serve::{ServeArgs, engine, export};
 use crate::cli::snapshot::SnapshotVerb;
 use crate::cli::upgrade::UpgradeArgs;
 
@@ -74,6 +74,16 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub engine: Option<Engine>,
+    /// How the embedded engine shows its devices: auto, ublk or fuse (with loop devices) [default: auto]
+    #[arg(
+        long,
+        global = true,
+        value_name = "EXPORT",
+        env = "THINSNAP_EXPORT",
+        value_parser = export,
+        help_heading = "Global options"
+    )]
+    pub export: Option<Export>,
     /// Print JSON: sizes in bytes, the same fields for ever
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
@@ -89,6 +99,7 @@ impl Global {
             root: self.root.clone(),
             config: self.config.clone(),
             engine: self.engine,
+            export: self.export,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use thinsnap_pool::{ByteCount, Engine, choose_engine};
+use thinsnap_pool::{ByteCount, Engine, Export, choose_engine, choose_export};
 
 use crate::cli::args::Global;
 use crate::cli::output::{Output, write_stdout};
@@ -73,10 +73,11 @@ pub(crate) fn run(args: &DoctorArgs, global: &Global, output: Output) -> Result<
     if args.containerd_config {
         return write_stdout(containerd_config(&root, &socket).as_bytes());
     }
-    let overrides = Overrides { root: global.root.clone(), engine: global.engine, ..Overrides::default() };
-    let wanted = Config::load(global.config.as_deref(), overrides)?.engine;
+    let overrides =
+        Overrides { root: global.root.clone(), engine: global.engine, export: global.export, ..Overrides::default() };
+    let config = Config::load(global.config.as_deref(), overrides)?;
     let mut checks = vec![user(), kernel()];
-    checks.extend(engine(wanted));
+    checks.extend(engine(config.engine, config.export));
     checks.extend([loop_control(), loop_count()]);
     checks.extend([mkfs("mkfs.ext4", "e2fsprogs", State::Missing), mkfs("mkfs.xfs", "xfsprogs", State::Warning)]);
     checks.extend([direct_io(&root), free_space(&root), containerd(), service(global)]);
@@ -199,7 +200,7 @@ fn io_uring() -> Check {
 
 /// Which engine a pool that nobody uses would get and why, and what that one needs. The kernel's modules are loaded by
 /// the look at them, if they are there.
-fn engine(wanted: Engine) -> Vec<Check> {
+fn engine(wanted: Engine, shown: Export) -> Vec<Check> {
     const NAME: &str = "engine";
     const DM_THIN: &str = "dm-thin";
     let kernel = match choose_engine(Engine::Kernel) {
@@ -231,8 +232,25 @@ fn engine(wanted: Engine) -> Vec<Check> {
             vec![Check::ok(NAME, format!("embedded{asked}")), Check::ok(DM_THIN, format!("not needed; {why}"))]
         }
     };
-    checks.extend([fuse(), io_uring()]);
+    checks.extend(export(shown));
+    checks.push(io_uring());
     checks
+}
+
+/// How the embedded engine would show its devices, why, and what that needs.
+fn export(wanted: Export) -> Vec<Check> {
+    const NAME: &str = "export";
+    const FIX: &str = "modprobe ublk_drv (Linux 6.5 or newer; it comes with the kernel's package of modules), as root";
+    let asked = if wanted == Export::Auto { "" } else { ", as it was asked for" };
+    match choose_export(wanted) {
+        Ok(choice) if choice.ublk => vec![Check::ok(NAME, format!("ublk{asked}: {}", choice.why))],
+        Ok(choice) => {
+            let fix = (wanted == Export::Auto).then(|| FIX.to_owned());
+            let found = format!("FUSE and loop devices: {}", choice.why);
+            vec![Check { name: NAME, state: State::Ok, found, fix }, fuse()]
+        }
+        Err(error) => vec![Check::missing(NAME, format!("ublk{asked}, and not to be had: {error}"), FIX)],
+    }
 }
 
 /// What to do for the kernel engine.

@@ -1,12 +1,12 @@
 //! From a parsed command to its noun.
 
-use thinsnap_pool::{ByteCount, PoolPaths};
+use thinsnap_pool::{ByteCount, Export, PoolPaths};
 
 use crate::cli::args::{Cli, Command, PoolHostArgs};
 use crate::cli::output::Output;
 use crate::cli::{bench, bench_caller, container, doctor, image, migrate, pool, recovery, snapshot, upgrade};
 use crate::error::Result;
-use crate::serve;
+use crate::serve::{self, HostWork};
 
 /// Runs a command; its answer goes to stdout. The error's kind tells the exit status.
 pub fn run(cli: Cli) -> Result<()> {
@@ -25,9 +25,10 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Bench(args) => Err(bench::run(&args, &global)),
         Command::BenchCaller => bench_caller::run(&global),
         Command::PoolHost(args) => {
-            let (no_space, cache) = (args.no_space(), ByteCount(args.metadata_cache));
+            let (no_space, metadata_cache) = (args.no_space(), ByteCount(args.metadata_cache));
             let PoolHostArgs { data, metadata, run_dir, .. } = args;
-            serve::pool_host(&PoolPaths { metadata, data }, &run_dir, no_space, cache)
+            let export = global.export.unwrap_or(Export::Auto);
+            serve::pool_host(&PoolPaths { metadata, data }, &run_dir, &HostWork { no_space, metadata_cache, export })
         }
     }
 }

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use thinsnap_pool::{BlockSize, ByteCount, Engine};
+use thinsnap_pool::{BlockSize, ByteCount, Engine, Export};
 
 use crate::cli::args::Global;
-use crate::config::{Config, LogFormat, Overrides, parse_engine, parse_size};
+use crate::config::{Config, LogFormat, Overrides, parse_engine, parse_export, parse_size};
 use crate::error::{Error, Result};
 
 /// Options of `serve`.
@@ -62,6 +62,7 @@ impl ServeArgs {
             root: global.root.clone(),
             socket: global.socket.clone(),
             engine: global.engine,
+            export: global.export,
             log_level: self.log_level.clone(),
             log_format: self.log_format,
             ..self.layout.overrides()
@@ -78,6 +79,11 @@ pub(crate) fn size(text: &str) -> std::result::Result<ByteCount, String> {
 /// An engine, for clap.
 pub(crate) fn engine(word: &str) -> std::result::Result<Engine, String> {
     parse_engine(word).map_err(|error| in_one_line(&error))
+}
+
+/// A way to show devices, for clap.
+pub(crate) fn export(word: &str) -> std::result::Result<Export, String> {
+    parse_export(word).map_err(|error| in_one_line(&error))
 }
 
 fn in_one_line(error: &Error) -> String {

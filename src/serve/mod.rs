@@ -8,5 +8,5 @@ mod pool_host;
 mod run;
 mod socket;
 
-pub use pool_host::pool_host;
+pub use pool_host::{HostWork, pool_host};
 pub use run::run;
