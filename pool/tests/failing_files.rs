@@ -7,6 +7,8 @@
 mod direct_exporter;
 #[path = "support/host_tools.rs"]
 mod host_tools;
+#[path = "support/shown_by.rs"]
+mod shown_by;
 
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -15,7 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use direct_exporter::DirectExporter;
-use host_tools::{Mounted, eventually, leftovers, skipped_without_root, when_free};
+use host_tools::{Mounted, eventually, leftovers, when_free};
+use shown_by::skipped_without_export;
 use thinsnap_pool::{
     Access, BlockDevice, BlockSize, ByteCount, CreateOptions, DeviceId, DirectToken, Direction, EmbeddedOptions,
     EmbeddedPool, Error, ErrorKind, ExportOptions, Exporter, Extents, FileDevice, FuseExporter, MemoryDevice, PoolMode,
@@ -141,7 +144,7 @@ fn a_limit_on_file_sizes_costs_the_write_that_meets_it_and_nothing_else() {
 
 #[test]
 fn root_a_full_file_system_costs_the_write_that_meets_it_and_heals_with_room() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = dir();
@@ -176,7 +179,7 @@ fn root_a_full_file_system_costs_the_write_that_meets_it_and_heals_with_room() {
 
 #[test]
 fn root_a_start_without_room_for_its_intent_log_is_refused_and_changes_nothing() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = dir();
@@ -269,7 +272,7 @@ impl Volume for FailingVolume {
 
 #[test]
 fn root_io_errors_of_real_disks_are_named_and_nothing_flushed_is_lost() {
-    if skipped_without_root() {
+    if skipped_without_export() {
         return;
     }
     let dir = dir();
