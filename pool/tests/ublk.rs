@@ -198,7 +198,7 @@ fn root_io_waits_for_a_host_that_comes_much_later() {
     assert_eq!(waiting.join().unwrap(), 77);
     assert_eq!(read_block(&file, 6), 78);
     assert_eq!(kept.pool().active_path(device(1)).unwrap(), Some(path));
-    assert_eq!(kept.pool().deactivate(device(1)).unwrap(), false, "a process has it open");
+    assert!(!kept.pool().deactivate(device(1)).unwrap(), "a process has it open");
     drop(file);
     eventually("the device that was leaving is gone", || kept.pool().active_path(device(1)).unwrap().is_none());
     kept.end();
