@@ -12,8 +12,9 @@ mod support {
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Output, Stdio};
 
 use flate2::read::MultiGzDecoder;
 use nix::fcntl::{Flock, FlockArg};
@@ -100,6 +101,35 @@ fn root_a_run_that_cannot_end_well_is_refused_before_it_starts() {
     assert!(said(&output).contains("GiB free, device-io needs 1."), "{}", said(&output));
 }
 
+/// Runs until the first piece of the section `snapshots` is done, then sends a signal; returns how it ended and what it said
+/// after that.
+fn ended_by(command: &mut Command, signal: Signal) -> (ExitStatus, Vec<String>) {
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut words = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let done = words.find(|line| line.contains("snapshots: chain: "));
+    kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+    let rest: Vec<String> = words.collect();
+    assert!(done.is_some(), "it ended before");
+    (child.wait().unwrap(), rest)
+}
+
+#[test]
+fn root_what_a_killed_run_left_is_taken_away_by_the_next() {
+    if !is_able("what_a_killed_run_left…", &["python3", "fio", "mkfs.ext4"]) {
+        return;
+    }
+    let place = Place::new();
+    let (status, _) = ended_by(&mut bench(place.path(), &["--tiny", "--only", "snapshots"]), Signal::SIGKILL);
+    assert_eq!(status.signal(), Some(9));
+    assert!(!left_of(place.path()).is_empty(), "nobody could clean up");
+
+    let mut next = bench(place.path(), &["--tiny", "--only", "device-io"]);
+    let output = next.env("PATH", all_but_fio(place.path())).output().unwrap();
+    assert!(output.status.success(), "{}", told(&next, &output));
+    assert!(said(&output).contains("removed what 1 killed run had left"), "{}", said(&output));
+    assert_eq!(left_of(place.path()), Vec::<String>::new());
+}
+
 #[test]
 fn root_an_interrupted_run_leaves_nothing_and_goes_on_to_its_report() {
     if !is_able("an_interrupted_run…", &["python3", "fio", "mkfs.ext4"]) {
@@ -107,12 +137,8 @@ fn root_an_interrupted_run_leaves_nothing_and_goes_on_to_its_report() {
     }
     let place = Place::new();
     let mut command = bench(place.path(), &["--tiny", "--only", "snapshots", "--json"]);
-    let mut first = command.stderr(Stdio::piped()).spawn().unwrap();
-    let mut words = BufReader::new(first.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let progress: Vec<String> = words.by_ref().take_while(|line| !line.contains("snapshots: chain: ")).collect();
-    kill(Pid::from_raw(first.id().try_into().unwrap()), Signal::SIGINT).unwrap();
-    let rest: Vec<String> = words.collect();
-    assert_eq!(first.wait().unwrap().code(), Some(130), "{progress:?} {rest:?}");
+    let (status, rest) = ended_by(&mut command, Signal::SIGINT);
+    assert_eq!(status.code(), Some(130), "{rest:?}");
     assert!(rest.iter().any(|line| line.contains("interrupted; cleaned up")), "{rest:?}");
     assert_eq!(left_of(place.path()), Vec::<String>::new());
     let names = |dir: &Path| -> Vec<_> { fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect() };
@@ -176,13 +202,9 @@ fn pages_are_whole(out: &Path) {
     }
 }
 
-#[test]
-fn root_without_fio_its_rows_say_so_and_what_to_install() {
-    if !is_able("without_fio…", &["python3"]) {
-        return;
-    }
-    let place = Place::new();
-    let programs = place.path().join("programs");
+/// A directory with every program of the machine but fio.
+fn all_but_fio(place: &Path) -> PathBuf {
+    let programs = place.join("programs");
     fs::create_dir(&programs).unwrap();
     for entry in ["/usr/bin", "/usr/sbin"].iter().flat_map(|dir| fs::read_dir(dir).unwrap()) {
         let entry = entry.unwrap();
@@ -191,8 +213,17 @@ fn root_without_fio_its_rows_say_so_and_what_to_install() {
             drop(symlink(entry.path(), programs.join(entry.file_name())));
         }
     }
+    programs
+}
+
+#[test]
+fn root_without_fio_its_rows_say_so_and_what_to_install() {
+    if !is_able("without_fio…", &["python3"]) {
+        return;
+    }
+    let place = Place::new();
     let mut command = bench(place.path(), &["--tiny", "--only", "device-io", "--json"]);
-    let output = command.env("PATH", &programs).output().unwrap();
+    let output = command.env("PATH", all_but_fio(place.path())).output().unwrap();
     assert!(output.status.success(), "{}", told(&command, &output));
     let why = "fio is missing: apt-get install fio";
     let absent = json(&output.stdout)["not_run"].clone();

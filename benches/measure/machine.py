@@ -172,28 +172,44 @@ def sweep(parent):
     lock on `parent`."""
     left = [path for path in pathlib.Path(parent).resolve().glob(f"{SCRATCH_PREFIX}*") if path.is_dir()]
     for path in left:
-        # The service first, so that it starts no other host; then its host, which nobody has devices of by then.
-        for word in ["serve", "qemu-storage-daemon", "pool-host"]:
-            for process in _processes_of(path, word):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-            if word == "serve":
-                for target in reversed(_mounts_below(path)):
-                    run("umount", "--lazy", target)
-        for line in run("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE").splitlines():
-            device, _, backing = line.strip().partition(" ")
-            if backing.strip().startswith(f"{path}/"):
-                run("losetup", "--detach", device)
-        shutil.rmtree(path)
+        # Listed while everything is in its place: a loop device on a file of a file system that is gone has another name. One that
+        # is in use lets go with its last user.
+        loops = [
+            device for device, _, backing in (line.strip().partition(" ") for line in run(
+                "losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE").splitlines())
+            if backing.strip().startswith(f"{path}/")]
+        hosts = _processes_of(path, "pool-host").values()
+        run_dirs = [pathlib.Path(words[words.index("--run-dir") + 1]) for words in hosts]
+        # The service first, so that it starts no other host; the hosts last, when nobody has devices of theirs.
+        _kill(path, "serve")
+        for target in reversed(_mounts_below(path)):
+            run("umount", "--lazy", target)
+        _kill(path, "qemu-storage-daemon")
+        _kill(path, "pool-host")
+        for device in loops:
+            run("losetup", "--detach", device)
+        for directory in [*run_dirs, path]:
+            for target in reversed(_mounts_below(directory)):
+                run("umount", "--lazy", target)
+            shutil.rmtree(directory)
     return len(left)
 
 
+def _kill(path, word):
+    for process in _processes_of(path, word):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
 def _processes_of(path, word):
+    """{process: its command line} of those that name `path` and whose program or verb is `word`."""
+    found = {}
     for process in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (process / "cmdline").read_text().split("\0")
-            if any(str(path) in other for other in words) and any(word in other for other in words):
-                yield int(process.name)
+            if any(str(path) in other for other in words) and any(word in other for other in words[:2]):
+                found[int(process.name)] = words
+    return found
 
 
 def _mounts_below(path):

@@ -140,8 +140,9 @@ def _plots(section, table):
     blocks = [("svg", text) for text in plots if text]
     for row in rows:
         bins = {stack: section.cell(table, row, stack)["bins"] for stack in stacks if section.cell(table, row, stack)}
-        if text := plot.histogram(f"Latency of {row}", bins):
-            blocks += [("h4", f"Latency of {row}"), ("svg", text)]
+        title = f"Latencies: {about.x} {row}" if about.x else f"Latencies: {row}"
+        if text := plot.histogram(title, bins):
+            blocks += [("h4", title), ("svg", text)]
     return blocks
 
 
