@@ -219,7 +219,7 @@ def _device_jobs(session, stack, _directory, stacks, turns, size):
                 job, devices[name], SIZE=f"{size['size_mib']}m", RUNTIME=f"{size['seconds'] * 1000:.0f}ms",
                 RAMP=f"{size['ramp'] * 1000:.0f}ms")
             return _samples(words, job, name)
-        session.step(step, work)
+        session.step(step, work, name)
 
 
 def _file_jobs(session, stack, directory, stacks, turns, size):
@@ -236,7 +236,7 @@ def _file_jobs(session, stack, directory, stacks, turns, size):
             words = fio.run_job(
                 job, files[name], SIZE=f"{size['size_mib']}m", RUNTIME=f"{size['seconds'] * 1000:.0f}ms", RAMP="0")
             return _samples(words, job, name)
-        session.step(step, work)
+        session.step(step, work, name)
 
 
 def _first_writes(session, _stack, _directory, stacks, turns, size):
@@ -249,7 +249,7 @@ def _first_writes(session, _stack, _directory, stacks, turns, size):
                     words = fio.run_job(job, device, SIZE=f"{size['size_mib']}m")
                     samples.append(Sample("first", row, name, fio.mib_per_second(words), raw=fio.raw(words, name, row=row)))
             return samples
-        session.step(step, work)
+        session.step(step, work, name)
 
 
 def _break_sharing(session, stack, directory, stacks, turns, size):
@@ -270,4 +270,4 @@ def _break_sharing(session, stack, directory, stacks, turns, size):
             return [
                 Sample("sharing", row, name, fio.iops(words), bins=fio.bins(words), raw=fio.raw(words, name)),
                 Sample("sharing-p99", row, name, fio.p99_us(words))]
-        session.step(step, work)
+        session.step(step, work, name)

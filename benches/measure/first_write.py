@@ -41,22 +41,14 @@ def measure(session, sizes_mib, repeats, budget_mib):
     kinds = rivals.here(session, rivals.ALL)
     for size in sizes_mib:
         for number, group in enumerate(rivals.groups(kinds, size, budget_mib)):
-            steps = {(kind, n): f"{size} MiB, {kind.name}, {number}.{n}" for n in range(repeats) for kind in group}
-            if not session.all_done(steps.values()):
-                _measure_group(session, size, steps)
-
-
-def _measure_group(session, size, steps):
-    with contextlib.ExitStack() as stack:
-        directory = stack.enter_context(session.scratch())
-        made = {}
-        for kind, n in steps:
-            if n == 0:
-                made[kind] = kind(stack, session, directory, size)
-                with made[kind].layer("image") as root:
-                    fill(root / "file", size * MIB)
-        for (kind, n), step in steps.items():
-            session.step(step, lambda kind=kind, n=n: _repeat(made[kind], size, n))
+            steps = {f"{size} MiB, {kind.name}, {number}.{n}": (kind, size, n) for n in range(repeats) for kind in group}
+            if session.all_done(steps):
+                continue
+            with contextlib.ExitStack() as stack:
+                directory = stack.enter_context(session.scratch())
+                made = rivals.set_up(
+                    stack, session, directory, group, size, lambda root, size=size: fill(root / "file", size * MIB))
+                rivals.take_turns(session, made, steps, _repeat)
 
 
 def _repeat(rival, size, n):

@@ -41,12 +41,13 @@ def measure(session, volumes, containers, size_mib, repeats):
             service = Service(stack, session.thinsnap, directory, "100G", session.engine)
             session.step("memory", lambda: _memory(service, volumes))
     kinds = rivals.here(session, KINDS)
-    steps = {f"space, {kind.name}": kind for kind in kinds}
+    steps = {f"space, {kind.name}": (kind, containers) for kind in kinds}
     if not session.all_done(steps):
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(session.scratch())
-            for step, kind in steps.items():
-                session.step(step, lambda kind=kind: _space(kind(stack, session, directory, 64), containers))
+            made = rivals.set_up(
+                stack, session, directory, kinds, 64, lambda root: (root / "program").write_bytes(os.urandom(64 << 10)))
+            rivals.take_turns(session, made, steps, _space)
     if why := fio.absent():
         session.not_run("processor time", why)
     else:
@@ -71,8 +72,6 @@ def _memory(service, volumes):
 
 
 def _space(rival, containers):
-    with rival.layer("image") as root:
-        (root / "program").write_bytes(os.urandom(64 << 10))
     os.sync()
     free = _free(rival)
     keys = [f"idle-{n}" for n in range(containers)]
@@ -106,7 +105,7 @@ def _processor(session, size_mib, repeats):
         for device in devices.values():
             device_io.write_all(device, size_mib)
         for step, (job, name) in steps.items():
-            session.step(step, lambda job=job, name=name: _busy(job, devices[name], name, size_mib))
+            session.step(step, lambda job=job, name=name: _busy(job, devices[name], name, size_mib), name)
 
 
 def _busy(job, device, name, size_mib):

@@ -43,25 +43,25 @@ def measure(session, files, large_mib, containers, repeats):
     sharing = [kind for kind in kinds if kind in rivals.SHARING]
     rows = {f"{files:,} small files": "small.tar", f"one file of {large_mib:,} MiB": "large.tar"}
     steps = {
-        f"unpack {row}, {kind.name}, {n}": (row, kind, n) for row in rows for n in range(repeats) for kind in sharing}
+        f"unpack {row}, {kind.name}, {n}": (kind, row, n) for row in rows for n in range(repeats) for kind in sharing}
     if not session.all_done(steps):
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(session.scratch())
             archive_of_small_files(directory / "small.tar", files)
             archive_of_large_file(directory / "large.tar", large_mib)
-            made = {kind: kind(stack, session, directory, _content_mib(files, large_mib)) for kind in sharing}
-            for step, (row, kind, n) in steps.items():
-                session.step(step, lambda row=row, kind=kind, n=n: _unpack(made[kind], row, directory / rows[row], n))
-    steps = {f"start, {kind.name}, {n}": (kind, n) for n in range(repeats) for kind in kinds}
+            made = rivals.set_up(stack, session, directory, sharing, _content_mib(files, large_mib), lambda root: None)
+            rivals.take_turns(
+                session, made, steps, lambda rival, row, n: _unpack(rival, row, directory / rows[row], n))
+    steps = {f"start, {kind.name}, {n}": (kind, containers, n) for n in range(repeats) for kind in kinds}
     if not session.all_done(steps):
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(session.scratch())
-            made = {kind: kind(stack, session, directory, 64) for kind in kinds}
-            for rival in made.values():
-                with rival.layer("image") as root:
-                    (root / "program").write_bytes(os.urandom(64 << 10))
-            for step, (kind, n) in steps.items():
-                session.step(step, lambda kind=kind, n=n: _start(made[kind], containers, n))
+            made = rivals.set_up(stack, session, directory, kinds, 64, _small_image)
+            rivals.take_turns(session, made, steps, _start)
+
+
+def _small_image(root):
+    (root / "program").write_bytes(os.urandom(64 << 10))
 
 
 def _unpack(rival, row, archive, number):

@@ -37,17 +37,14 @@ def measure(session, size_mib, count, repeats, budget_mib):
     """The rivals take turns within each repeat."""
     kinds = rivals.here(session, rivals.ALL)
     for number, group in enumerate(rivals.groups(kinds, size_mib, budget_mib)):
-        steps = {(kind, n): f"{kind.name}, {number}.{n}" for n in range(repeats) for kind in group}
-        if session.all_done(steps.values()):
+        steps = {f"{kind.name}, {number}.{n}": (kind, size_mib, count, n) for n in range(repeats) for kind in group}
+        if session.all_done(steps):
             continue
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(session.scratch())
-            made = {kind: kind(stack, session, directory, size_mib) for kind in group}
-            for rival in made.values():
-                with rival.layer("image") as root:
-                    fill(root / "file", size_mib * MIB)
-            for (kind, n), step in steps.items():
-                session.step(step, lambda kind=kind, n=n: _repeat(made[kind], size_mib, count, n))
+            made = rivals.set_up(
+                stack, session, directory, group, size_mib, lambda root: fill(root / "file", size_mib * MIB))
+            rivals.take_turns(session, made, steps, _repeat)
 
 
 def _repeat(rival, size_mib, count, n):

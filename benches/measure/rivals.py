@@ -6,6 +6,7 @@ disk are its own. Names are those of containerd's snapshotters where there is on
 
 import contextlib
 import fcntl
+import functools
 import os
 import pathlib
 import shutil
@@ -239,8 +240,13 @@ class ImageFile(Rival):
         run("mkfs.ext4", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1", file)
 
     def mount(self, key):
-        self.loops[key] = attach(self.place(key))
-        mount_now(self.loops[key], self.root(key), "ext4", ["noatime"])
+        device = attach(self.place(key))
+        try:
+            mount_now(device, self.root(key), "ext4", ["noatime"])
+        except OSError:
+            detach(device)
+            raise
+        self.loops[key] = device
         return self.root(key)
 
     def unmount(self, key):
@@ -380,6 +386,27 @@ def here(session, kinds):
         else:
             able.append(kind)
     return able
+
+
+def set_up(stack, session, directory, kinds, content_mib, write_image):
+    """{kind: rival} with an image that `write_image(root)` has filled; a rival that fails is marked and left out."""
+    made = {}
+    for kind in kinds:
+        try:
+            rival = kind(stack, session, directory, content_mib)
+            with rival.layer("image") as root:
+                write_image(root)
+            made[kind] = rival
+        except (RuntimeError, OSError) as error:
+            session.failed(kind.name, error)
+    return made
+
+
+def take_turns(session, made, steps, work):
+    """Does `work(rival, …)` for each of {step: (kind, …)}, in their order, of the rivals that are there."""
+    for step, (kind, *rest) in steps.items():
+        if kind in made:
+            session.step(step, functools.partial(work, made[kind], *rest), kind.name)
 
 
 def groups(kinds, content_mib, budget_mib):

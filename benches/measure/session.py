@@ -59,6 +59,7 @@ class Session:
         self.engine = engine
         self.samples = []
         self.absent = []
+        self._failed = set()
         self._journal = unfinished / f"{section}.jsonl"
         self._done = self._read()
 
@@ -88,10 +89,17 @@ class Session:
             self.samples.extend(self._done[step])
         return True
 
-    def step(self, name, work):
-        """Does a piece of work that returns samples, once, and writes down what it found before the next begins."""
+    def step(self, name, work, rival=None):
+        """Does a piece of work that returns samples, once, and writes down what it found before the next begins. A rival that
+        fails is marked and left out from there on; without one named, a failure ends the run."""
         if name not in self._done:
-            samples = work()
+            if rival in self._failed:
+                return
+            try:
+                samples = work()
+            except (RuntimeError, OSError) as error:
+                self.failed(rival, error)
+                return
             with open(self._journal, "a", encoding="utf-8") as journal:
                 journal.write(json.dumps({"step": name, "samples": [vars(sample) for sample in samples]}) + "\n")
                 journal.flush()
@@ -100,7 +108,13 @@ class Session:
             shown = ", ".join(f"{sample.value:,.4g}" for sample in samples[:4])
             say(f"{self.section}: {name}: {shown}")
         self.samples.extend(self._done[name])
-        return self._done[name]
+
+    def failed(self, rival, error):
+        """Marks a rival that failed, for its rows; raises the error again if it is nobody's or thinsnap's own."""
+        if rival in (None, "thinsnap"):
+            raise error
+        self._failed.add(rival)
+        self.not_run(rival, f"it failed: {' '.join(str(error).split())[:300]}")
 
     def not_run(self, stack, why, row=""):
         """Says of a stack (or one row of it) that it was not measured, and why."""

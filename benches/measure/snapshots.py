@@ -73,9 +73,8 @@ def measure(session, depths, present, repeats, layers_repeats, file_mib, seconds
     if not session.all_done(layers):
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(session.scratch())
-            made = {kind: kind(stack, session, directory, 64) for kind in kinds}
-            for step, (kind, n) in layers.items():
-                session.step(step, lambda kind=kind, n=n: _by_layers(made[kind], n))
+            made = rivals.set_up(stack, session, directory, kinds, 64, lambda root: None)
+            rivals.take_turns(session, made, layers, _by_layers)
 
 
 def _service(stack, session):

@@ -1,6 +1,7 @@
 """What programs do with files of their image: append to a log, change a database, own a tree, patch a model."""
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -57,26 +58,24 @@ def measure(session, repeats, budget_mib, **size):
     content_mib = _content_mib(**size)
     for number, group in enumerate(rivals.groups(kinds, content_mib, budget_mib)):
         steps = {
-            f"{row}, {kind.name}, {number}.{n}": (row, kind, n) for row in works for n in range(repeats) for kind in group}
+            f"{row}, {kind.name}, {number}.{n}": (kind, row, work, f"{row.split()[0]}-{n}")
+            for row, work in works.items() for n in range(repeats) for kind in group}
         if session.all_done(steps):
             continue
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(session.scratch())
             archive_of_small_files(directory / "tree.tar", size["files"])
             _database(directory / "database", size["rows"])
-            made = {kind: kind(stack, session, directory, content_mib) for kind in group}
-            for rival in made.values():
-                _image(rival, directory, size)
-            for step, (row, kind, n) in steps.items():
-                session.step(step, lambda row=row, kind=kind, n=n: _repeat(made[kind], row, works[row], f"{row.split()[0]}-{n}"))
+            made = rivals.set_up(
+                stack, session, directory, group, content_mib, functools.partial(_image, directory, size))
+            rivals.take_turns(session, made, steps, _repeat)
 
 
-def _image(rival, directory, size):
-    with rival.layer("image") as root:
-        fill(root / "log", size["log_mib"] * MIB)
-        run("cp", directory / "database", root / "database")
-        run("tar", "-x", "--no-same-owner", "-f", directory / "tree.tar", "-C", root)
-        _model(root / "model", size["model_mib"], size["tensor_mib"])
+def _image(directory, size, root):
+    fill(root / "log", size["log_mib"] * MIB)
+    run("cp", directory / "database", root / "database")
+    run("tar", "-x", "--no-same-owner", "-f", directory / "tree.tar", "-C", root)
+    _model(root / "model", size["model_mib"], size["tensor_mib"])
 
 
 def _repeat(rival, row, work, key):
