@@ -54,6 +54,13 @@ pub trait ThinPool: Send + Sync {
     /// the last opener closes it. An inactive device is a success. Returns true if it is gone at return.
     fn deactivate(&self, id: DeviceId) -> Result<bool>;
 
+    /// Deactivates the device and tells what [`written`](Self::written) says of it then, each at the moment at which it
+    /// costs the engine least; `None`: somebody has it open, and it is not gone at return. Errors: as both.
+    fn put_away(&self, id: DeviceId) -> Result<Option<ByteCount>> {
+        let written = self.written(id)?;
+        Ok(self.deactivate(id)?.then_some(written))
+    }
+
     /// The path of the block device if the device is active.
     fn active_path(&self, id: DeviceId) -> Result<Option<PathBuf>>;
 
@@ -63,8 +70,8 @@ pub trait ThinPool: Send + Sync {
     /// What the device holds; exact. Errors: `NotFound`.
     fn usage(&self, id: DeviceId) -> Result<DeviceUsage>;
 
-    /// Bytes mapped since the device was created (`DeviceUsage::written`) without the cost of `usage`:
-    /// for an active device this is a number kept in memory. Errors: `NotFound`.
+    /// Bytes mapped since the device was created (`DeviceUsage::written`) without the cost of `usage`: a number kept in
+    /// memory, or a walk through the device's own tree. Errors: `NotFound`.
     fn written(&self, id: DeviceId) -> Result<ByteCount>;
 
     /// The runs in which `to` differs from `from`, ascending; cost is proportional to the difference.
@@ -75,6 +82,12 @@ pub trait ThinPool: Send + Sync {
 
     /// The pool's state.
     fn status(&self) -> Result<PoolStatus>;
+
+    /// As [`status`](Self::status) without a disk being asked: room that came free in the last second may be missing from
+    /// it, and the clock may be behind.
+    fn glance(&self) -> Result<PoolStatus> {
+        self.status()
+    }
 
     /// Compare-and-set of the transaction id. Errors: `Invalid` unless the pool stands at `from`.
     fn set_transaction_id(&self, from: u64, to: u64) -> Result<()>;

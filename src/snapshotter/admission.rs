@@ -45,7 +45,10 @@ impl Admission {
 
     fn ask(&self, pool: &dyn ThinPool, config: &SnapshotterConfig) -> Result<()> {
         let asked = Instant::now();
-        judge(&pool.status()?, config)?;
+        // A glance never tells too much room; nobody is refused by one.
+        if judge(&pool.glance()?, config).is_err() {
+            judge(&pool.status()?, config)?;
+        }
         *self.last() = Some(asked);
         Ok(())
     }

@@ -35,7 +35,7 @@ impl Snapshotter {
         self.pool.create_thin(id)?;
         let path = self.pool.activate(id, size, Access::ReadWrite)?;
         self.filesystems.make(fs, &path, size).map_err(|e| e.doing(&doing))?;
-        if !self.deactivate_soon(id)? {
+        if self.put_away_soon(id)?.is_none() {
             return Err(Error::new(ErrorKind::InUse, format!("{doing}: a process keeps device {id} open"))
                 .advise("try again; `thinsnap doctor` says which process it is"));
         }

@@ -6,7 +6,7 @@
 //! Either way the committed device is inactive, durable, and needs no journal replay before the record
 //! says so. A crash before the record is written leaves the active snapshot as it was.
 
-use thinsnap_pool::{Access, DeviceId};
+use thinsnap_pool::{Access, ByteCount, DeviceId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{Kind, Labels, Name, Snapshot, Space, Usage};
@@ -26,15 +26,13 @@ impl Snapshotter {
         let _claim = self.claims.key(space, key);
         let active = committable(&self.store.read()?, space, name, key, parent)?;
         let _hold = self.claims.hold(active.device);
-        // Asked while the device is active, where it is a number in memory.
-        let mut bytes = self.pool.written(active.device)?;
-
-        let mut copy = None;
-        if !self.settle(&active)? {
-            self.write_out(&active)?;
-            bytes = self.pool.written(active.device)?;
-            copy = Some(self.copy_mounted(&active)?);
-        }
+        let (bytes, copy) = match self.settle(&active)? {
+            Some(bytes) => (bytes, None),
+            None => {
+                self.write_out(&active)?;
+                (self.pool.written(active.device)?, Some(self.copy_mounted(&active)?))
+            }
+        };
         let device = copy.as_ref().map_or(active.device, Reserved::id);
         let committed_ns = now_ns();
         let committed = Snapshot {
@@ -56,31 +54,31 @@ impl Snapshotter {
         Ok(())
     }
 
-    /// Makes the unmounted device clean, durable and inactive. False: somebody has it open.
-    fn settle(&self, active: &Snapshot) -> Result<bool> {
+    /// Makes the unmounted device clean, durable and inactive; bytes that it has written. `None`: somebody has it open.
+    fn settle(&self, active: &Snapshot) -> Result<Option<ByteCount>> {
         if let Some(path) = self.pool.active_path(active.device)? {
             // Mounted and torn file systems look alike here; being open tells them apart below.
             if !self.filesystems.needs_replay(active.fs, &path)? {
                 // Surely not mounted for writing.
-                return self.deactivate_soon(active.device);
+                return self.put_away_soon(active.device);
             }
             if !self.pool.deactivate(active.device)? {
-                return Ok(false);
+                return Ok(None);
             }
         }
         // It was not active, as after a reboot, or its file system was torn away: look, and mend.
         self.replay_if_needed(active, active.device)
     }
 
-    /// Replays the journal of an inactive device. True: it is inactive again.
-    fn replay_if_needed(&self, active: &Snapshot, device: DeviceId) -> Result<bool> {
+    /// Replays the journal of an inactive device; bytes that it has written, if it is inactive again.
+    fn replay_if_needed(&self, active: &Snapshot, device: DeviceId) -> Result<Option<ByteCount>> {
         let path = self.pool.activate(device, active.size, Access::ReadWrite)?;
         if self.filesystems.needs_replay(active.fs, &path)? {
             self.filesystems
                 .replay(active.fs, &path)
                 .map_err(|e| e.doing(format!("replay the journal of {:?}", active.name.as_str())))?;
         }
-        self.deactivate_soon(device)
+        self.put_away_soon(device)
     }
 
     /// Brings what a mounted file system holds in memory to its device.
@@ -96,7 +94,7 @@ impl Snapshotter {
     fn copy_mounted(&self, active: &Snapshot) -> Result<Reserved> {
         let reserved = self.ids.take(&self.store, &self.reclaimer)?;
         self.pool.create_snap(reserved.id(), active.device)?;
-        if !self.replay_if_needed(active, reserved.id())? {
+        if self.replay_if_needed(active, reserved.id())?.is_none() {
             return Err(Error::new(
                 ErrorKind::InUse,
                 format!("commit {:?}: a process has opened its new device {}", active.name.as_str(), reserved.id()),

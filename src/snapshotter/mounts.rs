@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use thinsnap_pool::{Access, DeviceId};
+use thinsnap_pool::{Access, ByteCount, DeviceId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{FsType, Kind, Mount, Name, Snapshot, Space};
@@ -41,17 +41,17 @@ const OPENER_PATIENCE: Duration = Duration::from_millis(500);
 const OPENER_INTERVAL: Duration = Duration::from_millis(2);
 
 impl Snapshotter {
-    /// Deactivates a device that is mounted nowhere. A passing opener is waited for: udev looks into every
-    /// block device that appears, and again after every unmount. False: somebody stays.
-    pub(super) fn deactivate_soon(&self, id: DeviceId) -> Result<bool> {
+    /// Deactivates a device that is mounted nowhere; bytes that it has written. A passing opener is waited for: udev
+    /// looks into every block device that appears, and again after every unmount. `None`: somebody stays.
+    pub(super) fn put_away_soon(&self, id: DeviceId) -> Result<Option<ByteCount>> {
         let deadline = Instant::now() + OPENER_PATIENCE;
-        while !self.pool.deactivate(id)? {
-            if Instant::now() >= deadline {
-                return Ok(false);
+        loop {
+            let written = self.pool.put_away(id)?;
+            if written.is_some() || Instant::now() >= deadline {
+                return Ok(written);
             }
             std::thread::park_timeout(OPENER_INTERVAL);
         }
-        Ok(true)
     }
 }
 

@@ -20,3 +20,4 @@ pub use power_cut::{Cut, Piece, PowerCutDevice, PowerSupply};
 #[cfg(test)]
 pub(crate) use shared_words::trace;
 pub(crate) use shared_words::{SharedFile, SharedWords};
+pub(crate) use sys::write_back;

@@ -34,6 +34,15 @@ pub(super) fn disk_sector(disk: &File) -> io::Result<usize> {
     usize::try_from(sector).map_err(io::Error::other)
 }
 
+/// Waits until what was written to the file has reached what is below it, without a flush of that. Errors: also those
+/// of earlier writes that nobody has been told of.
+pub(crate) fn write_back(file: &File) -> io::Result<()> {
+    let all = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: the descriptor is open for the call, which takes numbers only; a length of 0 is all of the file.
+    nix::errno::Errno::result(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, all) })?;
+    Ok(())
+}
+
 /// Discards a range of a disk.
 pub(super) fn disk_discard(disk: &File, offset: u64, len: u64) -> io::Result<()> {
     // SAFETY: the descriptor is open for the call, and BLKDISCARD reads two u64 from a live array.

@@ -133,10 +133,13 @@ impl Control {
     }
 
     /// Makes a device without a table. Errors: `InUse` if the name or the uuid is taken.
-    pub(super) fn create(&self, name: &str, uuid: &str) -> Result<()> {
+    pub(super) fn create(&self, name: &str, uuid: &str) -> Result<State> {
         let doing = format!("make the device {name}");
         let uuid = DmUuid::new(uuid).map_err(|e| Error::with_source(ErrorKind::Invalid, &doing, e))?;
-        self.dm.device_create(named(name)?, Some(uuid), options()).map(drop).map_err(|e| failed(doing, e))
+        self.dm
+            .device_create(named(name)?, Some(uuid), options())
+            .map(|info| State::of(&info))
+            .map_err(|e| failed(doing, e))
     }
 
     /// Gives a device its next table. Errors: `InUse`, `NotFound`, `Invalid` as the target says.
@@ -175,7 +178,8 @@ impl Control {
     pub(super) fn remove(&self, name: &str) -> Result<bool> {
         let options = options().set_flags(DmFlags::DM_DEFERRED_REMOVE);
         match self.dm.device_remove(&DevId::Name(named(name)?), options) {
-            Ok(_) => Ok(self.state(name)?.is_none()),
+            // Cleared in the answer if nothing is left to wait for.
+            Ok(info) => Ok(!info.flags().contains(DmFlags::DM_DEFERRED_REMOVE)),
             Err(e) if errno(&e) == Some(Errno::ENXIO) => Ok(true),
             Err(e) => Err(failed(format!("remove {name}"), e)),
         }

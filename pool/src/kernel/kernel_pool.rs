@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::claims::Claims;
 use crate::device::FileDevice;
@@ -36,6 +36,8 @@ pub struct KernelPool {
     pub(super) below: Option<[Below; 2]>,
     /// Devices in a pool that is ours alone.
     pub(super) device_count: AtomicU64,
+    /// Snapshots that the clock surely has room for, in a pool that is ours alone.
+    pub(super) ticks_left: Mutex<u32>,
     changes: AtomicBool,
     run_dir: PathBuf,
     pub(super) growing: Mutex<()>,
@@ -61,7 +63,7 @@ impl KernelPool {
             Some(state) => (state.number, attach(&control, &names, state, [metadata, data], options.features)?),
             None => start(&control, &names, [metadata, data], options.features)?,
         };
-        let pool = PoolDevice { name: names.pool_name(), control, number, running: RwLock::default() };
+        let pool = PoolDevice::new(control, names.pool_name(), number);
         let block_size = pool.table()?.block_size;
         let node = below[0].node.clone();
         let opened = Self::assemble(pool, names, node, block_size, Some(below), options.run_dir.clone(), lock);
@@ -104,7 +106,7 @@ impl KernelPool {
                 "no such device of device-mapper is there: have its owner start it (LVM: lvchange --activate y)",
             ));
         };
-        let pool = PoolDevice { control, name: name.to_owned(), number: state.number, running: RwLock::default() };
+        let pool = PoolDevice::new(control, name.to_owned(), state.number);
         let table = pool.table().map_err(|e| {
             e.doing("it is no thin pool; that of LVM's volume VG/POOL is the device whose name ends in -tpool")
         })?;
@@ -141,6 +143,7 @@ impl KernelPool {
             claims: Claims::default(),
             below,
             device_count: AtomicU64::new(0),
+            ticks_left: Mutex::default(),
             run_dir,
             growing: Mutex::default(),
             news: News::default(),

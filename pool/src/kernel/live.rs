@@ -20,9 +20,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Block, SUPERBLOCK, Superblock};
 use crate::kernel::copies::Copies;
 use crate::kernel::pool_device::PoolDevice;
-use crate::meta::{Metadata, OpenMode};
+use crate::meta::{Metadata, OpenMode, written_on};
 use crate::status::MetadataView;
-use crate::units::METADATA_BLOCK_SIZE;
+use crate::units::{ByteCount, DeviceId, METADATA_BLOCK_SIZE};
 
 /// The message that has the kernel hold a metadata snapshot.
 const RESERVE: &str = "reserve_metadata_snap";
@@ -38,6 +38,8 @@ pub(super) struct LiveMetadata {
     node: PathBuf,
     /// Stands while a snapshot of ours is held, so that one whose holder was killed is known and released.
     mark: PathBuf,
+    /// The superblock when it was last read.
+    seen: Mutex<Option<Superblock>>,
     /// One reader takes and releases snapshots at a time; a view keeps its own for as long as it is open.
     viewed: Mutex<Option<OpenView>>,
 }
@@ -59,7 +61,7 @@ enum Kept {
 impl LiveMetadata {
     /// `node` is the metadata device.
     pub(super) fn new(node: PathBuf, mark: PathBuf) -> Self {
-        Self { node, mark, viewed: Mutex::default() }
+        Self { node, mark, seen: Mutex::default(), viewed: Mutex::default() }
     }
 
     /// Opened anew each time: the device grows.
@@ -69,7 +71,19 @@ impl LiveMetadata {
 
     /// The superblock of the last commit.
     pub(super) fn superblock(&self) -> Result<Superblock> {
-        read_superblock(&*self.device()?).map(|(superblock, _)| superblock)
+        let (superblock, _) = read_superblock(&*self.device()?)?;
+        *self.seen() = Some(superblock.clone());
+        Ok(superblock)
+    }
+
+    /// The superblock of some commit, the last or one before it.
+    pub(super) fn superblock_seen(&self) -> Result<Superblock> {
+        let seen = self.seen().clone();
+        seen.map_or_else(|| self.superblock(), Ok)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Option<Superblock>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads as `read` likes, all of it at one moment of the pool. Errors: `InUse` while a view is open, or another
@@ -182,11 +196,28 @@ impl LiveMetadata {
         }
     }
 
+    /// What a device has written by the last commit, from its own tree. Errors: `NotFound`; `InUse` if the pool commits
+    /// faster than that can be read.
+    pub(super) fn written(&self, id: DeviceId) -> Result<ByteCount> {
+        self.beside(SNAPSHOTS, |device, superblock| written_on(Arc::clone(device), superblock, id))
+    }
+
     fn untouched_within<T>(&self, readings: u32, mut read: impl FnMut(&Metadata) -> Result<T>) -> Result<T> {
+        self.beside(readings, |device, _| {
+            Metadata::open(Arc::clone(device), OpenMode::ReadOnly).and_then(|metadata| read(&metadata))
+        })
+    }
+
+    /// Reads until the superblock is the same after it as before.
+    fn beside<T>(
+        &self,
+        readings: u32,
+        mut read: impl FnMut(&Arc<dyn BlockDevice>, &Superblock) -> Result<T>,
+    ) -> Result<T> {
         let device = self.device()?;
         for _ in 0..readings {
-            let (_, before) = read_superblock(&*device)?;
-            let done = Metadata::open(Arc::clone(&device), OpenMode::ReadOnly).and_then(|metadata| read(&metadata));
+            let (superblock, before) = read_superblock(&*device)?;
+            let done = read(&device, &superblock);
             let (_, after) = read_superblock(&*device)?;
             // What looks like damage in metadata that has changed meanwhile is none.
             if before == after {

@@ -13,6 +13,7 @@ mod news;
 mod opening;
 mod options;
 mod pool_device;
+mod removals;
 mod status_line;
 mod strangers;
 mod table;

@@ -3,7 +3,7 @@
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -51,12 +51,7 @@ pub(super) fn attach(
     paths: [&Path; 2],
     features: PoolFeatures,
 ) -> Result<[Below; 2]> {
-    let pool = PoolDevice {
-        control: Arc::clone(control),
-        name: names.pool_name(),
-        number: state.number,
-        running: RwLock::default(),
-    };
+    let pool = PoolDevice::new(Arc::clone(control), names.pool_name(), state.number);
     let table = pool.table().map_err(|e| {
         e.doing(format_args!("{0} is somebody else's: if nobody needs it, remove it (dmsetup remove {0})", pool.name))
     })?;

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::control::Control;
 use crate::kernel::device_number::DeviceNumber;
+use crate::kernel::removals::Removals;
 use crate::kernel::status_line::{PoolLine, PoolReport};
 use crate::kernel::table::PoolTable;
 use crate::status::PoolMode;
@@ -17,9 +18,14 @@ pub(super) struct PoolDevice {
     /// Held for writing while the pool is suspended: the kernel refuses to set a thin device up then, and it would take
     /// messages, which change what somebody stopped the pool to read.
     pub(super) running: RwLock<()>,
+    pub(super) removals: Removals,
 }
 
 impl PoolDevice {
+    pub(super) fn new(control: Arc<Control>, name: String, number: DeviceNumber) -> Self {
+        Self { control, name, number, running: RwLock::default(), removals: Removals::default() }
+    }
+
     /// The pool's state. With `commit` everything that was done is durable first.
     pub(super) fn line(&self, commit: bool) -> Result<PoolLine> {
         PoolLine::parse(&self.control.status(&self.name, commit)?)

@@ -2,7 +2,7 @@
 
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::LastingLoop;
@@ -54,7 +54,7 @@ pub fn find_running_pool(device: &str, run_dir: &Path) -> Result<Option<RunningP
     let name = device.strip_prefix("/dev/mapper/").unwrap_or(device);
     let control = Arc::new(Control::open()?);
     let Some(state) = control.state(name)?.filter(|state| state.has_table) else { return Ok(None) };
-    let pool = PoolDevice { control, name: name.to_owned(), number: state.number, running: RwLock::default() };
+    let pool = PoolDevice::new(control, name.to_owned(), state.number);
     let table = pool.table()?;
     let [metadata, data] = [table.metadata.node(run_dir)?, table.data.node(run_dir)?];
     Ok(Some(RunningPool {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use crate::device::write_back;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::control::{Control, State};
 use crate::kernel::names::Names;
@@ -56,15 +57,11 @@ impl ThinDevices<'_> {
         let name = self.names.thin_name(table.id);
         let control = self.control();
         let _running = self.pool.keep_running();
-        control.create(&name, &self.names.thin_uuid(table.id))?;
+        let made = control.create(&name, &self.names.thin_uuid(table.id))?;
         let shown = control
             .load(&name, &table.line(), access == Access::ReadOnly)
             .and_then(|()| control.resume(&name))
-            .and_then(|()| self.state(table.id))
-            .and_then(|state| {
-                let gone = || Error::new(ErrorKind::NotFound, format!("{name} has gone as soon as it was made"));
-                self.path(&state.ok_or_else(gone)?)
-            });
+            .and_then(|()| self.path(&made));
         if shown.is_err()
             && let Err(e) = control.remove(&name)
         {
@@ -105,6 +102,15 @@ impl ThinDevices<'_> {
         self.path(state)
     }
 
+    /// Waits until all that was written to the device has reached the pool, which makes it durable with its next commit.
+    /// Errors: also what was met by writes that nobody has been told of yet.
+    pub(super) fn write_back(&self, state: &State) -> Result<()> {
+        let path = self.path(state)?;
+        File::open(&path)
+            .and_then(|device| write_back(&device))
+            .map_err(|e| Error::io(format!("write back {}", path.display()), e))
+    }
+
     /// Makes all that was written to the device durable.
     pub(super) fn flush(&self, state: &State) -> Result<()> {
         let path = self.path(state)?;
@@ -113,9 +119,9 @@ impl ThinDevices<'_> {
             .map_err(|e| Error::io(format!("flush {}", path.display()), e))
     }
 
-    /// Takes the device away; true: it is gone at return.
+    /// Takes the device away; true: it is out of sight at return, and nobody has it.
     pub(super) fn hide(&self, id: DeviceId) -> Result<bool> {
-        self.control().remove(&self.names.thin_name(id))
+        self.pool.removals.remove(&self.pool.control, &self.names.thin_name(id))
     }
 
     /// Runs `work` while the device, if it is active, holds its requests back and none is on its way.

@@ -6,11 +6,13 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::NoSpace;
+use crate::format::Superblock;
 use crate::kernel::device_number::DeviceNumber;
 use crate::kernel::kernel_pool::KernelPool;
 use crate::kernel::news::{LETTING_GO, News, OFTEN, SELDOM};
@@ -57,11 +59,24 @@ impl KernelPool {
 
     /// Errors with `Unsupported` if the clock has no tick left: the kernel packs it into 24 bits and does not look
     /// whether it fits; the next bit is the data block's.
+    ///
+    /// Nobody else moves the clock of a pool that is ours alone, and a snapshot moves it by one: it is read once, and
+    /// the ticks are counted.
     fn check_clock(&self) -> Result<()> {
-        if self.live.superblock()?.time < TIME_MAX {
-            return Ok(());
+        let mut left = self.ticks_left.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.below.is_none() || *left == 0 {
+            *left = TIME_MAX.saturating_sub(self.live.superblock()?.time);
         }
-        Err(Error::new(ErrorKind::Unsupported, format!("the snapshot clock is at {TIME_MAX}, its end")))
+        match left.checked_sub(1) {
+            Some(then) => *left = then,
+            None => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!("the snapshot clock is at {TIME_MAX}, its end"),
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn grow_data(&self, size: ByteCount) -> Result<()> {
@@ -103,8 +118,7 @@ impl KernelPool {
         self.live.untouched(Metadata::device_count)
     }
 
-    fn describe(&self, report: &PoolReport) -> Result<PoolStatus> {
-        let superblock = self.live.superblock()?;
+    fn describe(&self, report: &PoolReport, superblock: &Superblock) -> Result<PoolStatus> {
         let blocks = |count: u64| ByteCount(count.saturating_mul(self.block_size.bytes()));
         let metadata = |count: u64| ByteCount(count.saturating_mul(METADATA_BLOCK));
         Ok(PoolStatus {
@@ -123,6 +137,13 @@ impl KernelPool {
             metadata_snapshot: report.held_root.is_some(),
             room: self.room(report),
         })
+    }
+
+    fn tell(&self, line: &PoolLine, superblock: impl FnOnce() -> Result<Superblock>) -> Result<PoolStatus> {
+        match line {
+            PoolLine::Working(report) => self.describe(report, &superblock()?),
+            PoolLine::Failed | PoolLine::Unknown => self.describe_failed(),
+        }
     }
 
     /// What the file below the data may still take.
@@ -232,13 +253,27 @@ impl ThinPool for KernelPool {
             // Its last opener may have closed it a moment ago: what that wrote is made durable here.
             return self.settle().map(|()| true).map_err(doing);
         };
-        let flushed = if state.has_table { devices.flush(&state) } else { Ok(()) };
+        let in_use = state.openers > 0;
+        let written = match state.has_table {
+            false => Ok(()),
+            true if in_use => devices.flush(&state),
+            // One commit is enough: the one that follows, when nobody can write any more.
+            true => devices.write_back(&state),
+        };
         let gone = devices.hide(id).map_err(doing)?;
-        flushed.map_err(doing)?;
-        if gone {
+        written.map_err(doing)?;
+        if gone || !in_use {
             self.settle().map_err(doing)?;
         }
         Ok(gone)
+    }
+
+    /// An inactive device is committed, and read without another commit.
+    fn put_away(&self, id: DeviceId) -> Result<Option<ByteCount>> {
+        if !self.deactivate(id)? {
+            return Ok(None);
+        }
+        self.written_by_then(id).map(Some)
     }
 
     fn active_path(&self, id: DeviceId) -> Result<Option<PathBuf>> {
@@ -256,7 +291,10 @@ impl ThinPool for KernelPool {
     }
 
     fn written(&self, id: DeviceId) -> Result<ByteCount> {
-        self.usage(id).map(|usage| usage.written)
+        if self.devices_shown().state(id)?.is_some() {
+            self.settle()?;
+        }
+        self.written_by_then(id)
     }
 
     fn delta(&self, from: DeviceId, to: DeviceId) -> Result<Vec<ChangedRange>> {
@@ -269,10 +307,16 @@ impl ThinPool for KernelPool {
 
     fn status(&self) -> Result<PoolStatus> {
         let doing = |e: Error| e.doing("ask for the pool's status");
-        match self.pool.line(self.check_changes().is_ok()).map_err(doing)? {
-            PoolLine::Working(report) => self.describe(&report).map_err(doing),
-            PoolLine::Failed | PoolLine::Unknown => self.describe_failed().map_err(doing),
-        }
+        self.pool
+            .line(self.check_changes().is_ok())
+            .and_then(|line| self.tell(&line, || self.live.superblock()))
+            .map_err(doing)
+    }
+
+    /// Without a commit the kernel counts what was allocated since the last one, and not what was freed.
+    fn glance(&self) -> Result<PoolStatus> {
+        let doing = |e: Error| e.doing("look at the pool's state");
+        self.pool.line(false).and_then(|line| self.tell(&line, || self.live.superblock_seen())).map_err(doing)
     }
 
     fn set_transaction_id(&self, from: u64, to: u64) -> Result<()> {
@@ -313,7 +357,7 @@ impl ThinPool for KernelPool {
     fn wait_status(&self, steady: &Steady, timeout: Duration) -> Result<PoolStatus> {
         self.have_told(steady)?;
         self.news.wait_for_events(timeout, || {
-            let status = self.status()?;
+            let status = self.glance()?;
             Ok(if steady.holds(&status) { ControlFlow::Continue(status) } else { ControlFlow::Break(status) })
         })
     }
@@ -356,6 +400,14 @@ impl KernelPool {
             return Ok(());
         }
         self.pool.reload(&PoolTable { features: PoolFeatures { low_water, ..table.features }, ..table })
+    }
+
+    /// What a device has written by the last commit.
+    fn written_by_then(&self, id: DeviceId) -> Result<ByteCount> {
+        match self.live.written(id) {
+            Err(e) if e.kind() == ErrorKind::InUse => self.usage(id).map(|usage| usage.written),
+            done => done.map_err(|e| e.doing(format_args!("measure what device {id} has written"))),
+        }
     }
 
     /// Commits, in a pool that may be changed.

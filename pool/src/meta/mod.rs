@@ -14,6 +14,7 @@ mod space_map;
 mod transaction;
 mod usage;
 mod views;
+mod written;
 
 #[cfg(test)]
 mod tests;
@@ -22,3 +23,4 @@ pub use crate::format::DeviceDetails;
 pub use commit::{Frozen, superblock_fingerprint};
 pub use metadata::{DataRun, FormatOptions, MappedRun, Metadata, OpenMode, SpaceCounts};
 pub(crate) use views::{check_superblock, without_log};
+pub(crate) use written::written_on;

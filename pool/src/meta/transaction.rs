@@ -29,6 +29,8 @@ pub(crate) struct Transaction {
     cache: RefCell<NodeCache>,
     /// Freed and durable, but not handed out again while somebody reads beside the pool; `None`: nobody does.
     kept: Option<Vec<u64>>,
+    /// False for a reader who has loaded no counts: what he reads is not held to them, and nothing can be changed.
+    counted: bool,
 }
 
 /// Reads one metadata block. Errors: `Corrupt` beyond the device, `Io`.
@@ -57,7 +59,14 @@ impl Transaction {
             frozen: BlockMap::default(),
             cache: RefCell::default(),
             kept: None,
+            counted: true,
         }
+    }
+
+    /// For reading trees of a pool whose counts nobody has loaded.
+    pub(crate) fn uncounted(device: Arc<dyn BlockDevice>) -> Self {
+        let none = |name| Counts::new(name, 0);
+        Self { counted: false, ..Self::new(device, none("metadata"), none("data")) }
     }
 
     /// The device below.
@@ -90,6 +99,15 @@ impl Transaction {
         if let Some(node) = self.cache.borrow_mut().find(block) {
             return Ok(node);
         }
+        if self.counted {
+            self.check_counted(block)?;
+        }
+        let node = Arc::new(Node::decode(block, &*read_block(&*self.device, block)?)?);
+        self.cache.borrow_mut().insert(block, Arc::clone(&node));
+        Ok(node)
+    }
+
+    fn check_counted(&self, block: MetaBlock) -> Result<()> {
         if block.0 == 0 || block.0 >= self.metadata.total() {
             return Err(Error::new(
                 ErrorKind::Corrupt,
@@ -103,9 +121,7 @@ impl Transaction {
                 format!("metadata block {block} is referenced, but its reference count is 0"),
             ));
         }
-        let node = Arc::new(Node::decode(block, &*read_block(&*self.device, block)?)?);
-        self.cache.borrow_mut().insert(block, Arc::clone(&node));
-        Ok(node)
+        Ok(())
     }
 
     /// Nodes that stand in memory alone until a commit has written them.

@@ -355,6 +355,12 @@ fn usage_is_exact(stage: &mut dyn Stage) {
     disk.flush();
     assert_eq!(stage.pool().written(id(2)).unwrap().0, 4 * BLOCK);
     assert_eq!(stage.pool().usage(id(2)).unwrap().written.0, 4 * BLOCK);
+
+    assert_eq!(stage.pool().put_away(id(2)).unwrap(), None, "it is open");
+    release(stage, id(2), disk);
+    stage.pool().activate(id(2), SIZE, Access::ReadWrite).unwrap();
+    assert_eq!(stage.pool().put_away(id(2)).unwrap(), Some(ByteCount(4 * BLOCK)));
+    assert_eq!(stage.pool().active_path(id(2)).unwrap(), None);
 }
 
 fn delta_names_differences(stage: &mut dyn Stage) {
@@ -440,4 +446,7 @@ fn status_counts(stage: &mut dyn Stage) {
     assert_eq!(status.data.used.0, 3 * BLOCK);
     assert!(status.metadata.used > ByteCount(0) && status.metadata_reserve > ByteCount(0));
     assert!(!status.metadata_snapshot);
+    let glance = stage.pool().glance().unwrap();
+    assert_eq!((glance.mode, glance.devices, glance.identity), (status.mode, status.devices, status.identity));
+    assert!(glance.data.used >= status.data.used && glance.metadata.used >= status.metadata.used, "{glance:?} {status:?}");
 }
