@@ -3,6 +3,8 @@
 //! Order, and with it the crash argument: the id stands in limbo before the pool makes the device; it
 //! leaves limbo in the transaction that writes the record. A crash in between leaves an id in limbo.
 
+use std::path::PathBuf;
+
 use thinsnap_pool::{Access, ByteCount, DeviceId, Mutation};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -12,7 +14,7 @@ use crate::snapshotter::labels::{check_labels, now_ns, wanted_size};
 use crate::snapshotter::mounts::mounts_of;
 use crate::snapshotter::snapshotter::Snapshotter;
 use crate::snapshotter::take::TAKE_LABEL;
-use crate::store::{REF_LABEL, Records, Rows};
+use crate::store::{Pending, REF_LABEL, Records, Rows};
 
 /// What a new snapshot or view is made of.
 pub(super) struct Origin {
@@ -66,17 +68,40 @@ impl Snapshotter {
             self.insert(space, snapshot.clone(), true)?;
         }
         self.pool.create_snap(id, origin.device)?;
-        let path = self.pool.activate(id, size, Access::ReadWrite)?;
-        if size > origin.size {
+        let path = if size > origin.size {
+            let path = self.pool.activate(id, size, Access::ReadWrite)?;
             self.filesystems.grow(origin.fs, &path).map_err(|e| e.doing(format!("grow {:?}", key.as_str())))?;
-        }
-        let mounts = mounts_of(&snapshot, path);
-        if !Mutation::RecordBeforePool.is_on() {
-            self.insert(space, snapshot, true)?;
-        }
+            if !Mutation::RecordBeforePool.is_on() {
+                self.insert(space, snapshot.clone(), true)?;
+            }
+            path
+        } else if Mutation::RecordBeforePool.is_on() {
+            self.pool.activate(id, size, Access::ReadWrite)?
+        } else {
+            self.activate_recorded(space, &snapshot)?
+        };
         reserved.used();
         self.count_change();
-        Ok(mounts)
+        Ok(mounts_of(&snapshot, path))
+    }
+
+    /// Writes the record of a device that is in the pool, and activates it meanwhile. After an error the device is in
+    /// limbo.
+    fn activate_recorded(&self, space: &Space, snapshot: &Snapshot) -> Result<PathBuf> {
+        let id = snapshot.device;
+        let recorded = self.begin_insert(space, snapshot.clone(), true)?;
+        let path = self.pool.activate(id, snapshot.size, Access::ReadWrite);
+        recorded.wait()?;
+        let (space, name) = (space.clone(), snapshot.name.clone());
+        path.map_err(Error::from).or_else(|error| {
+            self.store.write(move |txn| {
+                let snapshot = txn.get_snapshot(&space, &name)?;
+                txn.drop_snapshot(&space, &snapshot);
+                txn.enter_limbo(id);
+                Ok(())
+            })?;
+            Err(error)
+        })
     }
 
     /// Errors with `AlreadyExists`; the transaction that inserts asks again.
@@ -111,8 +136,12 @@ impl Snapshotter {
 
     /// Writes a new record, if its parent is still what it was. A snapshot's own device leaves limbo.
     pub(super) fn insert(&self, space: &Space, snapshot: Snapshot, own_device: bool) -> Result<()> {
+        self.begin_insert(space, snapshot, own_device)?.wait()
+    }
+
+    fn begin_insert(&self, space: &Space, snapshot: Snapshot, own_device: bool) -> Result<Pending<()>> {
         let space = space.clone();
-        self.store.write(move |txn| {
+        self.store.begin(move |txn| {
             if let Some(parent) = &snapshot.parent {
                 committed(txn, &space, parent)?;
             }

@@ -98,17 +98,33 @@ impl Committer {
         self.uncertain.load(Ordering::Acquire)
     }
 
-    /// Runs `closure` in a transaction; returns when its changes are durable.
-    pub(crate) fn submit<T, F>(&self, closure: F) -> Result<T>
+    /// Has `closure` run in a transaction.
+    pub(crate) fn submit<T, F>(&self, closure: F) -> Result<Pending<T>>
     where
         T: Send + 'static,
         F: FnOnce(&mut Txn<'_>) -> Result<T> + Send + 'static,
     {
-        let stopped = || Error::new(ErrorKind::Unavailable, "change the store: its committer has stopped");
         let (reply, answer) = sync_channel(1);
         let job = Box::new(Call { closure: Some(closure), result: None, reply });
         self.jobs.as_ref().ok_or_else(stopped)?.send(job).map_err(|_| stopped())?;
-        answer.recv().map_err(|_| stopped())?
+        Ok(Pending { answer })
+    }
+}
+
+fn stopped() -> Error {
+    Error::new(ErrorKind::Unavailable, "change the store: its committer has stopped")
+}
+
+/// A change that is on its way.
+#[must_use = "only waiting for it tells whether it was made"]
+pub(crate) struct Pending<T> {
+    answer: Receiver<Result<T>>,
+}
+
+impl<T> Pending<T> {
+    /// Returns when the changes are durable.
+    pub(crate) fn wait(self) -> Result<T> {
+        self.answer.recv().map_err(|_| stopped())?
     }
 }
 

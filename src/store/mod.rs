@@ -10,6 +10,7 @@ mod snapshots;
 mod store;
 mod txn;
 
+pub(crate) use committer::Pending;
 pub(crate) use devices::Limbo;
 pub use rows::{EachRow, Reader, Rows};
 pub use schema::Table;

@@ -13,7 +13,7 @@ use redb::{Database, ReadableDatabase, StorageBackend};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::codec;
-use crate::store::committer::Committer;
+use crate::store::committer::{Committer, Pending};
 use crate::store::redb_error::storage_error;
 use crate::store::rows::{Reader, Rows};
 use crate::store::schema::{META, META_SCHEMA, SCHEMA_VERSION};
@@ -132,6 +132,15 @@ impl Store {
     /// Runs `closure` in a transaction, alone and as a whole: returns when its changes are durable; if it
     /// fails, nothing has changed. It may be committed together with others' changes.
     pub fn write<T, F>(&self, closure: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Txn<'_>) -> Result<T> + Send + 'static,
+    {
+        self.begin(closure)?.wait()
+    }
+
+    /// As [`write`](Self::write), for a caller that has something else to do before he waits.
+    pub(crate) fn begin<T, F>(&self, closure: F) -> Result<Pending<T>>
     where
         T: Send + 'static,
         F: FnOnce(&mut Txn<'_>) -> Result<T> + Send + 'static,
