@@ -22,7 +22,7 @@ import shutil
 import signal
 import sys
 
-from measure import device_io, first_write, footprint, images, machine, overwrites, snapshots, workloads
+from measure import device_io, first_write, footprint, images, machine, overwrites, snapshots, versus, workloads
 from measure.session import Busy, Session, Unfinished, lock, say, write_file
 from report import compare, document
 from report.figures import load
@@ -30,7 +30,7 @@ from report.figures import load
 TOP = pathlib.Path(__file__).resolve().parent.parent
 SECTIONS = {
     module.SECTION: module
-    for module in [first_write, overwrites, device_io, workloads, snapshots, images, footprint]}
+    for module in [first_write, overwrites, device_io, workloads, snapshots, images, footprint, versus]}
 
 
 class Refused(Exception):

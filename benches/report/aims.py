@@ -8,6 +8,7 @@ from .figures import THINSNAP
 
 PLAIN, QCOW2 = "plain loop file", "qcow2"
 UNPACK_RIVAL = "overlayfs on ext4"
+DEVMAPPER = "containerd's devmapper"
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ AIMS = [
     *(_at_least(f"unpacking small files, {words}, of {UNPACK_RIVAL}", "images", 0.9, _rate(table, "small files", UNPACK_RIVAL))
       for table, words in [("unpack", "answered"), ("durable", "on the disk")]),
     _at_most("memory of an idle volume", "footprint", 64, "KiB", _volume),
+    *(_at_least(f"{verb}, beside containerd's devmapper, emulated", "versus", 10, _rate("verbs", verb, DEVMAPPER))
+      for verb in ["prepare", "commit"]),
 ]
 
 

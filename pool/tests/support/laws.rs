@@ -448,5 +448,8 @@ fn status_counts(stage: &mut dyn Stage) {
     assert!(!status.metadata_snapshot);
     let glance = stage.pool().glance().unwrap();
     assert_eq!((glance.mode, glance.devices, glance.identity), (status.mode, status.devices, status.identity));
-    assert!(glance.data.used >= status.data.used && glance.metadata.used >= status.metadata.used, "{glance:?} {status:?}");
+    assert!(
+        glance.data.used >= status.data.used && glance.metadata.used >= status.metadata.used,
+        "{glance:?} {status:?}"
+    );
 }
