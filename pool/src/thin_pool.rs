@@ -46,8 +46,9 @@ pub trait ThinPool: Send + Sync {
     fn delete(&self, id: DeviceId) -> Result<()>;
 
     /// Shows the device as a block device of `size` bytes (a multiple of 512) and returns its path. If
-    /// it is active already: the same path; a larger `size` grows it in place; a different `access`
-    /// is `InUse`. Errors: `NotFound`, `InUse`, `Invalid`.
+    /// it is active already: the same path; a larger `size` grows it in place (a ublk device before
+    /// Linux 6.16 only while nobody has it open, else `InUse`, and the path may be another); a
+    /// different `access` is `InUse`. Errors: `NotFound`, `InUse`, `Invalid`.
     fn activate(&self, id: DeviceId, size: ByteCount, access: Access) -> Result<PathBuf>;
 
     /// Flushes the device and takes its block device away: at once, or, if somebody has it open, when

@@ -7,6 +7,7 @@ use thinsnap_pool::{DeviceId, HostClient, ThinPool};
 
 use crate::host_process::HostDir;
 use crate::host_tools::leftovers;
+use crate::shown_by::by_ublk;
 use crate::support::disk::Disk;
 use crate::support::stage::{DATA_SIZE, OpenDisk, Stage};
 
@@ -30,6 +31,10 @@ impl Stage for HostStage {
 
     fn open(&self, _id: DeviceId, path: &Path) -> Box<dyn OpenDisk> {
         Box::new(Disk::open(path))
+    }
+
+    fn grows_in_use(&self) -> bool {
+        !by_ublk()
     }
 
     fn reopen(&mut self) {

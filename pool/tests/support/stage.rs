@@ -15,6 +15,10 @@ pub trait Stage {
     fn pool(&self) -> &dyn ThinPool;
     /// Opens the block device of an active device.
     fn open(&self, id: DeviceId, path: &Path) -> Box<dyn OpenDisk>;
+    /// False: a device that somebody has open cannot grow (ublk before Linux 6.16).
+    fn grows_in_use(&self) -> bool {
+        true
+    }
     /// Closes the pool (no device is open) and opens it again.
     fn reopen(&mut self);
 }
