@@ -328,8 +328,10 @@ impl ThinPool for EmbeddedPool {
                 }));
             }
             if size.0 > volume.size() {
+                let before = volume.size();
                 volume.grow_to(size).map_err(doing)?;
-                self.exporter.resize(id, size).map_err(doing)?;
+                // Refused, it must not pass for grown at the next try.
+                self.exporter.resize(id, size).inspect_err(|_| volume.grow_back(before)).map_err(doing)?;
             }
             return self.exporter.path(id).ok_or_else(|| in_use("its block device has gone; deactivate it first"));
         }

@@ -73,6 +73,11 @@ impl ThinVolume {
         Ok(())
     }
 
+    /// Takes [`grow_to`](Self::grow_to) back: nobody was told of the larger size.
+    pub(super) fn grow_back(&self, before: u64) {
+        self.size.store(before, Ordering::Release);
+    }
+
     /// Snapshots the device by `create`, which returns the new snapshot clock of the device. At that moment
     /// no request is in flight: what was acknowledged before is in the snapshot, and what begins after knows
     /// that its blocks are shared.
