@@ -6,7 +6,8 @@
 //! tries the pool holds its requests back for as long as the counts are read (a few milliseconds for a TiB of data).
 //!
 //! A view gives a reader of his own all of that for as long as he likes: the snapshot stays held, and the counts are
-//! handed to him as copies.
+//! handed to him as copies. It is begun in a pool that holds its requests back: the kernel takes a block before it has the
+//! data for it, commits meanwhile, and maps the block after that, which an audit would call a leak.
 //!
 //! A pool that may not be changed has no snapshot taken: it is read as it is, and again if its superblock has
 //! changed meanwhile.
@@ -109,6 +110,12 @@ impl LiveMetadata {
                 Err(e) => return Err(e),
             }
         }
+        self.held_at_rest(pool, open)
+    }
+
+    /// The same in a pool that is stopped for it: then no block is taken that no tree refers to yet, as those are for
+    /// which data is on its way.
+    fn held_at_rest<'a, T>(&'a self, pool: &'a PoolDevice, open: impl Fn() -> Result<T>) -> Result<(Held<'a>, T)> {
         self.mark()?;
         let reserved = pool.stopped(|| Ok(pool.send(RESERVE).map(|_| open())));
         let (held, opened) = self.hold(pool, reserved.or_else(|e| self.unmark().and(Err(e)))?)?;
@@ -121,8 +128,9 @@ impl LiveMetadata {
         self.lock().is_some()
     }
 
-    /// Begins a view. What the snapshot does not keep on the disk, the space maps, is copied at its moment. A pool that
-    /// takes no snapshot is shown as it is. Errors: `InUse` while another view is open.
+    /// Begins a view. What the snapshot does not keep on the disk, the space maps, is copied at its moment, at which the
+    /// pool is stopped: who audits the view must find no block that is taken and not yet mapped. A pool that takes no
+    /// snapshot is shown as it is. Errors: `InUse` while another view is open.
     pub(super) fn begin_view(&self, pool: &PoolDevice, number: u64, untouched: bool) -> Result<MetadataView> {
         let mut viewed = self.lock();
         if viewed.is_some() {
@@ -133,7 +141,8 @@ impl LiveMetadata {
             device.forget();
             Metadata::open_held(Arc::clone(&device) as Arc<dyn BlockDevice>)
         };
-        let held = if untouched { Err(Error::new(ErrorKind::ReadOnly, "look only")) } else { self.held(pool, open) };
+        let held =
+            if untouched { Err(Error::new(ErrorKind::ReadOnly, "look only")) } else { self.held_at_rest(pool, open) };
         let kept = match held {
             Ok((held, metadata)) => {
                 let root = metadata.held_root().map_or(0, |root| root.0);

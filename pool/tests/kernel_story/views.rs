@@ -13,6 +13,15 @@ use crate::turn;
 
 const SIZE: ByteCount = ByteCount(64 * BLOCK);
 
+/// Has the threads that look at it end when it is dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn id(number: u32) -> DeviceId {
     DeviceId::new(number).unwrap()
 }
@@ -33,6 +42,8 @@ fn root_a_view_is_whole_however_much_is_written_and_committed_beside_it() {
         let busy = pool.activate(id(2), SIZE, Access::ReadWrite).unwrap();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            // Also when a claim below fails.
+            let _stop = Stop(&stop);
             scope.spawn(|| {
                 let disk = Disk::open(&busy);
                 for round in 0_u64.. {
@@ -59,7 +70,6 @@ fn root_a_view_is_whole_however_much_is_written_and_committed_beside_it() {
                 assert!(pool.end_view(view.number).unwrap(), "it was whole all the time");
                 assert!(!pool.end_view(view.number).unwrap(), "it has ended");
             }
-            stop.store(true, Ordering::Relaxed);
         });
         assert!(!pool.status().unwrap().metadata_snapshot);
         // A pool that is closed takes no snapshot along.
