@@ -108,13 +108,16 @@ impl NodeCache {
     fn make_room(&mut self, wanted: usize) {
         // A round clears every flag at most once, so this ends.
         while self.bytes + wanted > self.bytes_max && !self.slots.is_empty() {
+            // The newest stands at the end of the row, and then where the hand has just been: it comes last.
+            if self.hand + 1 >= self.slots.len() {
+                self.hand = 0;
+            }
             let slot = &mut self.slots[self.hand];
-            if std::mem::take(&mut slot.used) {
-                self.hand = (self.hand + 1) % self.slots.len();
-            } else {
+            if !std::mem::take(&mut slot.used) {
                 let block = slot.block;
                 self.remove(block);
             }
+            self.hand += 1;
         }
     }
 
@@ -171,6 +174,20 @@ mod tests {
         assert!(cache.find(wanted).is_none());
         cache.set_limit(ByteCount(10_000));
         assert!(cache.bytes().0 <= 10_000);
+        assert_consistent(&cache);
+    }
+
+    #[test]
+    fn the_newest_nodes_outlive_the_oldest() {
+        let mut cache = NodeCache::default();
+        cache.set_limit(ByteCount(100_000));
+        for block in 1..1000 {
+            cache.insert(MetaBlock(block), leaf(252));
+            for newer in block.saturating_sub(5).max(1)..=block {
+                // Looked for without asking for it, which would keep it.
+                assert!(cache.places.contains_key(&MetaBlock(newer)), "{newer} is gone when {block} comes");
+            }
+        }
         assert_consistent(&cache);
     }
 
