@@ -2,11 +2,11 @@
 //!
 //! A device without openers is out of sight at the very beginning of its removal: from then on nobody can open it, so
 //! what has reached the pool is all that ever will. Taking it apart then costs the kernel some grace periods, tens of
-//! milliseconds that nobody need wait for: the name is free for the next device at once, and who wants the thin device
-//! itself gone is told by the pool that it is in use until that is over.
+//! milliseconds that nobody need wait for: the name is free for the next device at once. Only who wants the thin device
+//! itself deleted waits until it is over.
 
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -16,7 +16,7 @@ use crate::kernel::news::OFTEN;
 /// Removals that are under way; waits for them when dropped.
 #[derive(Default)]
 pub(super) struct Removals {
-    running: Mutex<Vec<JoinHandle<()>>>,
+    running: Mutex<Vec<(String, JoinHandle<()>)>>,
 }
 
 impl Removals {
@@ -29,7 +29,7 @@ impl Removals {
             // Whoever saw the device vanish listens no more.
             .spawn(move || drop(tell.send(worker.remove(&device))))
             .map_err(|e| Error::io(format!("remove {name}: start a thread"), e))?;
-        self.keep(thread);
+        self.keep(name, thread);
         loop {
             match told.recv_timeout(OFTEN) {
                 Ok(removed) => return removed,
@@ -42,18 +42,32 @@ impl Removals {
         }
     }
 
-    fn keep(&self, thread: JoinHandle<()>) {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain(|other| !other.is_finished());
-        running.push(thread);
+    /// Waits until the kernel has taken apart what was taken away under this name.
+    pub(super) fn finish(&self, name: &str) {
+        let taken: Vec<_> = self.lock().extract_if(.., |(other, _)| other == name).collect();
+        join(taken);
+    }
+
+    fn keep(&self, name: &str, thread: JoinHandle<()>) {
+        let mut running = self.lock();
+        running.retain(|(_, other)| !other.is_finished());
+        running.push((name.to_owned(), thread));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(String, JoinHandle<()>)>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Removals {
     fn drop(&mut self) {
-        for thread in self.running.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            // A panic has been told to the one who waited for it.
-            drop(thread.join());
-        }
+        join(self.lock().drain(..).collect());
+    }
+}
+
+fn join(threads: Vec<(String, JoinHandle<()>)>) {
+    for (_, thread) in threads {
+        // A panic has been told to the one who waited for it.
+        drop(thread.join());
     }
 }

@@ -226,6 +226,8 @@ impl ThinPool for KernelPool {
                 return Err(in_use());
             }
         }
+        // The kernel complains in its log of each try at one that it still takes apart.
+        self.pool.removals.finish(&self.names.thin_name(id));
         // A device that its last opener closed a moment ago is out of sight before the pool has let it go.
         let delete = || match self.pool.message(&format!("delete {id}")) {
             Err(e) if e.kind() == ErrorKind::InUse => Ok(ControlFlow::Continue(Err(e))),
