@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::device::BlockDevice;
 use crate::embedded::committer::Commits;
+use crate::embedded::companion::Companion;
+use crate::embedded::data_flush::DataFlush;
 use crate::embedded::ledger::Ledger;
 use crate::embedded::mapping_cache::MappingCache;
 use crate::embedded::mode::Mode;
@@ -17,7 +19,7 @@ use crate::embedded::pulse::Pulse;
 use crate::embedded::reclaim::Reclaim;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{Exporter, Outlook};
-use crate::meta::{DataRun, Metadata};
+use crate::meta::{DataRun, Frozen, Metadata};
 use crate::mutation::Mutation;
 use crate::status::PoolMode;
 use crate::units::{BlockSize, ByteCount};
@@ -28,6 +30,7 @@ pub(super) struct Backing {
     pub(super) block_size: BlockSize,
     pub(super) mode: Mode,
     pub(super) commits: Commits,
+    data_flush: DataFlush,
     pub(super) reclaim: Reclaim,
     pub(super) pulse: Pulse,
     /// Where the blocks of active volumes stand, as far as there is room to know it.
@@ -60,6 +63,7 @@ impl Backing {
             block_size: metadata.block_size(),
             mode: Mode::new(),
             commits: Commits::default(),
+            data_flush: DataFlush::default(),
             reclaim: Reclaim::default(),
             pulse: Pulse::new(exporter),
             mappings: Arc::new(MappingCache::new(options.mapping_bytes())),
@@ -134,9 +138,28 @@ impl Backing {
         self.data.write_at(bytes, place)
     }
 
-    /// Makes everything that completed before the call durable.
+    /// Makes everything that completed before the call durable. With nothing in the metadata that is not committed
+    /// that is a flush of the data, done by the caller.
     pub(super) fn flush(&self) -> Result<()> {
-        self.commits.wait_durable()
+        let committed = {
+            let metadata = self.metadata()?;
+            !metadata.dirty() && !metadata.is_frozen()
+        };
+        // In a mode without changes the committer says why.
+        if !committed || self.mode.check_changes().is_err() {
+            return self.commits.wait_durable();
+        }
+        let done = self.flush_data();
+        if let Err(e) = &done {
+            self.mode.change(PoolMode::ReadOnly, &format!("a flush failed: {e}"));
+            self.pulse.room_changed();
+        }
+        done
+    }
+
+    /// Makes the data durable that was written before the call.
+    pub(super) fn flush_data(&self) -> Result<()> {
+        self.data_flush.share(|| self.data.flush())
     }
 
     /// Reserves `blocks` data blocks, in as few runs as there are. Errors: `OutOfDataSpace` (nothing is
@@ -322,14 +345,15 @@ impl Backing {
     /// The order is the whole crash argument:
     /// 1. The generation is closed under the mutex. Whatever it maps was written to the data device before
     ///    it was mapped. The intent log learns of the superblock that comes.
-    /// 2. The data device is flushed: no block that the new superblock maps can be older than its mapping.
-    /// 3. Blocks of the generation, flush, superblock, flush: a cut before the last flush leaves the old
-    ///    superblock, and nothing that it reaches was overwritten.
+    /// 2. The blocks of the generation are written, to places that the old superblock does not reach. Then both
+    ///    devices are flushed, in any order or at once: no block that the new superblock maps can be older than its
+    ///    mapping, and all that it reaches is there.
+    /// 3. Superblock, flush: a cut before the end of that flush leaves the old superblock or the new one, whole.
     /// 4. Only then does the intent log drop what the older superblock lacks, and are the blocks that the
     ///    generation freed emptied and handed out again: until then the superblock on the disk still maps them.
-    pub(super) fn commit(&self, flush: bool) -> Result<()> {
+    pub(super) fn commit(&self, flush: bool, companion: Option<&Companion>) -> Result<()> {
         self.mode.check_changes()?;
-        let done = self.try_commit(flush);
+        let done = self.try_commit(flush, companion);
         if let Err(e) = &done {
             // What reached the disk is not known, and a second flush may answer success for lost writes.
             self.mode.change(PoolMode::ReadOnly, &format!("a commit failed: {e}"));
@@ -348,7 +372,7 @@ impl Backing {
         error
     }
 
-    fn try_commit(&self, flush: bool) -> Result<()> {
+    fn try_commit(&self, flush: bool, companion: Option<&Companion>) -> Result<()> {
         let frozen = {
             let mut metadata = self.metadata()?;
             if metadata.dirty() { metadata.freeze() } else { Ok(None) }
@@ -359,14 +383,14 @@ impl Backing {
             self.punch(&self.metadata()?.frozen_freed());
         }
         let Some(frozen) = frozen else {
-            return if flush { self.data.flush() } else { Ok(()) };
+            return if flush { self.flush_data() } else { Ok(()) };
         };
-        if !Mutation::SkipDataFlush.is_on() && !Mutation::MetadataBeforeData.is_on() {
-            self.data.flush()?;
-        }
-        frozen.write(&*self.metadata_device).map_err(|e| self.suspect_metadata(e))?;
+        let device = &*self.metadata_device;
+        frozen.write_blocks(device).map_err(|e| self.suspect_metadata(e))?;
+        self.flush_both(&frozen, companion)?;
+        frozen.write_superblock(device).map_err(|e| self.suspect_metadata(e))?;
         if Mutation::MetadataBeforeData.is_on() {
-            self.data.flush()?;
+            self.flush_data()?;
         }
         {
             // Handed over under the mutex: at every moment freed blocks are pending here or wait there.
@@ -376,5 +400,19 @@ impl Backing {
         }
         self.leave_out_of_space();
         Ok(())
+    }
+
+    /// Makes the data and the written blocks of a generation durable.
+    fn flush_both(&self, frozen: &Frozen, companion: Option<&Companion>) -> Result<()> {
+        let flush_blocks = || frozen.flush_blocks(&*self.metadata_device);
+        let (data, blocks) = match companion {
+            _ if Mutation::SkipDataFlush.is_on() || Mutation::MetadataBeforeData.is_on() => (Ok(()), flush_blocks()),
+            Some(companion) => companion.flush_beside(flush_blocks),
+            None => match self.flush_data() {
+                Ok(()) => (Ok(()), flush_blocks()),
+                failed => (failed, Ok(())),
+            },
+        };
+        blocks.map_err(|e| self.suspect_metadata(e)).and(data)
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::embedded::backing::Backing;
+use crate::embedded::companion::Companion;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mutation::Mutation;
 
@@ -159,7 +160,8 @@ impl Drop for Ending<'_> {
 pub(super) fn run(backing: &Arc<Backing>) {
     let commits = &backing.commits;
     let _ending = Ending(commits);
+    let companion = Companion::start(backing);
     while let Some(flush) = commits.next_round() {
-        commits.end_round(backing.commit(flush));
+        commits.end_round(backing.commit(flush, companion.as_ref()));
     }
 }

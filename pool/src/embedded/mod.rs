@@ -3,6 +3,8 @@ mod backing;
 mod cells;
 mod chunk;
 mod committer;
+mod companion;
+mod data_flush;
 mod embedded_pool;
 mod grow;
 mod intent_format;

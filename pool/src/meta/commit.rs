@@ -45,6 +45,14 @@ impl Frozen {
     /// Writes the blocks, flushes, writes the superblock, flushes. The data device must have been flushed before.
     /// After an error nobody knows which superblock will be found on the disk: go on only after opening again.
     pub fn write(&self, device: &dyn BlockDevice) -> Result<()> {
+        self.write_blocks(device)?;
+        self.flush_blocks(device)?;
+        self.write_superblock(device)
+    }
+
+    /// Writes the blocks, which no superblock on the disk reaches yet. They must be durable, and so must the data that
+    /// they map, before [`write_superblock`](Self::write_superblock).
+    pub(crate) fn write_blocks(&self, device: &dyn BlockDevice) -> Result<()> {
         let mut run: Vec<u8> = Vec::new();
         let mut start = MetaBlock(0);
         for (block, content) in &self.blocks {
@@ -61,12 +69,22 @@ impl Frozen {
                 Content::Sealed(bytes) => run.extend_from_slice(&bytes[..]),
             }
         }
-        if !run.is_empty() {
-            write_run(device, start, &run)?;
+        if run.is_empty() {
+            return Ok(());
         }
-        if !Mutation::SkipMetadataFlush.is_on() {
-            device.flush().map_err(|e| e.doing("flush the metadata before the superblock"))?;
+        write_run(device, start, &run)
+    }
+
+    /// Makes what [`write_blocks`](Self::write_blocks) wrote durable.
+    pub(crate) fn flush_blocks(&self, device: &dyn BlockDevice) -> Result<()> {
+        if Mutation::SkipMetadataFlush.is_on() {
+            return Ok(());
         }
+        device.flush().map_err(|e| e.doing("flush the metadata before the superblock"))
+    }
+
+    /// Writes the superblock and flushes: at return the generation is the truth.
+    pub(crate) fn write_superblock(&self, device: &dyn BlockDevice) -> Result<()> {
         write_run(device, SUPERBLOCK, &self.superblock[..])?;
         if Mutation::SkipLastFlush.is_on() {
             return Ok(());

@@ -4,8 +4,8 @@
 //! is three steps, of which only the first and the last need the mutex:
 //! 1. [`Metadata::freeze`] closes the running generation: it brings the space maps up to date and hands out what
 //!    must be written. Changes after it belong to the next generation.
-//! 2. The owner flushes the data device, then calls [`Frozen::write`](crate::meta::Frozen::write): blocks, flush,
-//!    superblock, flush.
+//! 2. The owner flushes the data device and has [`Frozen`](crate::meta::Frozen) write its blocks, in any order, flush, write
+//!    its superblock, flush.
 //! 3. [`Metadata::committed`] tells that the generation is durable. Metadata blocks freed in it may be used
 //!    again; data blocks freed in it are handed to the owner, who discards them if it likes and gives them
 //!    back with [`Metadata::release_data`].
