@@ -42,7 +42,8 @@ pub struct Room {
     pub below: Option<Space>,
     /// The layer below refused a write for want of room, and has not taken one since.
     pub full_below: bool,
-    /// Bytes that the data file holds there beyond the pool's own used bytes: free blocks not emptied yet.
+    /// Bytes that the data file holds there beyond the pool's own used bytes: free blocks not emptied yet, and those
+    /// that are handed out next, which have their room already.
     pub unpunched: ByteCount,
     /// Bytes in blocks that were given back and are not handed out yet: they wait for a commit, or are
     /// being emptied.

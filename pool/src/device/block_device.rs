@@ -57,6 +57,11 @@ pub trait BlockDevice: Send + Sync {
     fn preallocate(&self, _from: u64) -> Result<()> {
         Ok(())
     }
+    /// Takes room below for a range whose bytes stay as they are, so that writes there find it; what has its room already
+    /// is left as it is. A hint: a device that has no use for it does nothing. Errors: `OutOfDataSpace`, `Io`.
+    fn take_room(&self, _offset: u64, _len: u64) -> Result<()> {
+        Ok(())
+    }
     /// The descriptor for direct I/O at the same offsets, if the device is a file or a disk.
     fn raw_fd(&self) -> Option<RawFd> {
         None

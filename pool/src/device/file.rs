@@ -394,6 +394,14 @@ impl BlockDevice for FileDevice {
         self.flush()
     }
 
+    fn take_room(&self, offset: u64, len: u64) -> Result<()> {
+        self.check_writable(offset, len)?;
+        if self.kind == Kind::Disk || len == 0 {
+            return Ok(());
+        }
+        self.allocate(FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, len).map(drop)
+    }
+
     fn raw_fd(&self) -> Option<RawFd> {
         Some(self.file.as_raw_fd())
     }

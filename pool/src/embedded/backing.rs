@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::device::BlockDevice;
+use crate::embedded::ahead::Ahead;
 use crate::embedded::committer::Commits;
 use crate::embedded::companion::Companion;
 use crate::embedded::data_flush::DataFlush;
@@ -22,7 +23,7 @@ use crate::export::{Exporter, Outlook};
 use crate::meta::{DataRun, Frozen, Metadata};
 use crate::mutation::Mutation;
 use crate::status::PoolMode;
-use crate::units::{BlockSize, ByteCount};
+use crate::units::{BlockSize, ByteCount, DataBlock};
 
 pub(super) struct Backing {
     pub(super) data: Arc<dyn BlockDevice>,
@@ -38,6 +39,7 @@ pub(super) struct Backing {
     metadata: Mutex<Ledger>,
     /// Bytes of nodes that may wait for a commit before writers do.
     uncommitted_most: ByteCount,
+    pub(super) ahead: Ahead,
     /// The file system that holds a sparse data file is full, although the pool has free blocks.
     full_below: AtomicBool,
     /// Blocks that the last write wanted which the pool's own count refused.
@@ -69,6 +71,7 @@ impl Backing {
             mappings: Arc::new(MappingCache::new(options.mapping_bytes())),
             metadata: Mutex::new(metadata),
             uncommitted_most: options.metadata_cache,
+            ahead: Ahead::default(),
             full_below: AtomicBool::new(false),
             wanted: AtomicU64::new(1),
         }
@@ -186,8 +189,29 @@ impl Backing {
                 }
             }
         }
-        self.pulse.reserved(metadata.data_space().available);
+        let space = metadata.data_space();
+        drop(metadata);
+        self.pulse.reserved(space.available);
+        if let Some(last) = runs.last() {
+            let next = self.data_offset(last.start.0 + last.len);
+            self.ahead.handed_out(&*self.data, next, self.data_offset(space.total));
+        }
         Ok(runs)
+    }
+
+    /// Gives the room back that was taken ahead of the allocator.
+    pub(super) fn give_back_ahead(&self) {
+        let (start, end) = self.ahead.forget();
+        let size = self.block_size.bytes();
+        let (mut from, end) = (DataBlock(start / size), DataBlock(end / size));
+        while from < end {
+            let Ok(mut metadata) = self.metadata() else { return };
+            let Some(run) = metadata.reserve_next(from, end.0 - from.0).filter(|run| run.start < end) else { return };
+            drop(metadata);
+            // With its reservation dropped as well.
+            self.abandon(&[run]);
+            from = run.start.plus(run.len);
+        }
     }
 
     /// Gives back reserved blocks that perhaps were written to, emptied so that a sparse file holds no room

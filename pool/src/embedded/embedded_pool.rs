@@ -217,6 +217,7 @@ impl EmbeddedPool {
             tracing::error!("a thread of the pool panicked");
             return;
         }
+        self.backing.give_back_ahead();
         self.remove_log();
     }
 
@@ -253,6 +254,46 @@ impl EmbeddedPool {
             active.leaving = true;
         }
         Ok(gone)
+    }
+
+    /// The state, for one who has counted the active devices.
+    fn status_with(&self, active_devices: u64) -> Result<PoolStatus> {
+        self.backing.look_below();
+        let (waiting_writes, waiting) = self.exporter.waiting();
+        let below = self.backing.data.room_below();
+        let metadata = self.backing.metadata_numbers();
+        let data = metadata.data_space();
+        let (blocks, reserve) = metadata.metadata_space();
+        let data_bytes = |blocks| ByteCount(self.backing.data_offset(blocks));
+        let used = self.backing.data_offset(data.used);
+        let metadata_bytes = |blocks: u64| ByteCount(blocks * METADATA_BLOCK_SIZE as u64);
+        Ok(PoolStatus {
+            identity: metadata.identity(),
+            engine: "embedded".to_owned(),
+            mode: self.backing.mode.now(),
+            reason: self.backing.mode.reason(),
+            block_size: self.backing.block_size,
+            data: Space { used: data_bytes(data.used), total: data_bytes(data.total) },
+            metadata: Space { used: metadata_bytes(blocks.used), total: metadata_bytes(blocks.total) },
+            metadata_reserve: metadata_bytes(reserve),
+            transaction_id: metadata.transaction_id(),
+            time: metadata.time(),
+            devices: metadata.device_count()?,
+            active_devices,
+            metadata_snapshot: metadata.held_root().is_some(),
+            room: Room {
+                below: below.map(|below| Space {
+                    used: ByteCount(below.total.saturating_sub(below.free)),
+                    total: ByteCount(below.total),
+                }),
+                full_below: self.backing.is_full_below(),
+                unpunched: ByteCount(below.map_or(0, |below| below.allocated).saturating_sub(used)),
+                // Neither used nor to be had: freed, or held back for a moment by a write or a trim.
+                returning: data_bytes(data.total.saturating_sub(data.used + data.available)),
+                waiting_writes,
+                waiting,
+            },
+        })
     }
 }
 
@@ -389,43 +430,7 @@ impl ThinPool for EmbeddedPool {
     }
 
     fn status(&self) -> Result<PoolStatus> {
-        self.backing.look_below();
-        let active_devices = self.exporter.attached().len() as u64;
-        let (waiting_writes, waiting) = self.exporter.waiting();
-        let below = self.backing.data.room_below();
-        let metadata = self.backing.metadata_numbers();
-        let data = metadata.data_space();
-        let (blocks, reserve) = metadata.metadata_space();
-        let data_bytes = |blocks| ByteCount(self.backing.data_offset(blocks));
-        let used = self.backing.data_offset(data.used);
-        let metadata_bytes = |blocks: u64| ByteCount(blocks * METADATA_BLOCK_SIZE as u64);
-        Ok(PoolStatus {
-            identity: metadata.identity(),
-            engine: "embedded".to_owned(),
-            mode: self.backing.mode.now(),
-            reason: self.backing.mode.reason(),
-            block_size: self.backing.block_size,
-            data: Space { used: data_bytes(data.used), total: data_bytes(data.total) },
-            metadata: Space { used: metadata_bytes(blocks.used), total: metadata_bytes(blocks.total) },
-            metadata_reserve: metadata_bytes(reserve),
-            transaction_id: metadata.transaction_id(),
-            time: metadata.time(),
-            devices: metadata.device_count()?,
-            active_devices,
-            metadata_snapshot: metadata.held_root().is_some(),
-            room: Room {
-                below: below.map(|below| Space {
-                    used: ByteCount(below.total.saturating_sub(below.free)),
-                    total: ByteCount(below.total),
-                }),
-                full_below: self.backing.is_full_below(),
-                unpunched: ByteCount(below.map_or(0, |below| below.allocated).saturating_sub(used)),
-                // Neither used nor to be had: freed, or held back for a moment by a write or a trim.
-                returning: data_bytes(data.total.saturating_sub(data.used + data.available)),
-                waiting_writes,
-                waiting,
-            },
-        })
+        self.status_with(self.exporter.attached().len() as u64)
     }
 
     fn set_transaction_id(&self, from: u64, to: u64) -> Result<()> {
@@ -459,9 +464,10 @@ impl ThinPool for EmbeddedPool {
         let deadline = Instant::now() + timeout;
         let mut watch = self.backing.pulse.watch();
         loop {
-            let status = self.status()?;
+            // At every commit: the devices are counted, which asks the whole system who uses them, for news only.
+            let status = self.status_with(0)?;
             if !steady.holds(&status) {
-                return Ok(status);
+                return self.status();
             }
             // New blocks take from what is available and from the room below alike.
             let spare = status.data_room().0.saturating_sub(steady.data_room.0.0) / self.backing.block_size.bytes();

@@ -1,4 +1,5 @@
 //! Engine 1: the data path in this process, on a metadata and a data device.
+mod ahead;
 mod backing;
 mod cells;
 mod chunk;

@@ -26,6 +26,7 @@ pub(super) fn unpunched(backing: &Backing) -> Option<u64> {
 /// `Unavailable` if it was interrupted.
 pub(super) fn trim(backing: &Backing) -> Result<ByteCount> {
     backing.mode.check_changes()?;
+    backing.ahead.forget();
     let step = (STEP / backing.block_size.bytes()).max(1);
     let interrupts = backing.pulse.interrupts();
     let mut from = DataBlock(0);

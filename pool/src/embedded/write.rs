@@ -5,6 +5,8 @@
 //! leaves the old mapping and its bytes. A mapping that is lost by a power cut before its commit takes the
 //! bytes of an unflushed write with it, which is what a disk with a volatile cache may do.
 
+use std::cell::Cell;
+
 use crate::device::AlignedBuffer;
 use crate::embedded::chunk::Entry;
 use crate::embedded::plan::Plan;
@@ -24,6 +26,11 @@ const COMPOSE_MAX: u64 = 128 * 1024;
 
 /// Tries of a write that finds no room although some came back: others were faster each time.
 const TRIES_MAX: usize = 16;
+
+thread_local! {
+    /// What this thread composes blocks in; kept, because memory is dearest when a device has to write much.
+    static COMPOSED: Cell<AlignedBuffer> = Cell::default();
+}
 
 /// Whether a write that finds no room waits for what is on its way back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,12 +204,18 @@ impl ThinVolume {
         let size = self.block_bytes();
         let to = self.backing.data_offset(target.to.0);
         let (covered, covered_end) = (target.skip, target.skip + piece.len() as u64);
-        let mut buffer = AlignedBuffer::zeroed(length(size.min(COPY_PIECE)));
+        let mut buffer = COMPOSED.take();
+        if buffer.len() < length(size.min(COPY_PIECE)) {
+            buffer = AlignedBuffer::zeroed(length(size.min(COPY_PIECE)));
+        }
         let mut at = 0;
         while at < size {
             let len = (size - at).min(COPY_PIECE);
             let window = &mut buffer[..length(len)];
             let (start, end) = (covered.clamp(at, at + len), covered_end.clamp(at, at + len));
+            if target.plan == Plan::Provision {
+                window.fill(0);
+            }
             if let Plan::BreakSharing(old) = target.plan {
                 let from = self.backing.data_offset(old.0) + at;
                 // Only what the caller does not bring; as one read unless that saves much.
@@ -221,6 +234,7 @@ impl ThinVolume {
             self.backing.write_data(window, to + at)?;
             at += len;
         }
+        COMPOSED.set(buffer);
         Ok(())
     }
 
