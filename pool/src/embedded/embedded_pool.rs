@@ -224,7 +224,7 @@ impl EmbeddedPool {
     /// After the last commit: takes the intent log away. It stays as long as a device is shown, which somebody is
     /// about to take over, and if the pool was not well.
     fn remove_log(&self) {
-        if self.backing.mode.check_changes().is_err() || !self.exporter.attached().is_empty() {
+        if self.backing.mode.check_changes().is_err() || self.exporter.count() > 0 {
             return;
         }
         if let Err(e) =
@@ -430,7 +430,7 @@ impl ThinPool for EmbeddedPool {
     }
 
     fn status(&self) -> Result<PoolStatus> {
-        self.status_with(self.exporter.attached().len() as u64)
+        self.status_with(self.exporter.count() as u64)
     }
 
     fn set_transaction_id(&self, from: u64, to: u64) -> Result<()> {

@@ -213,6 +213,12 @@ pub trait Exporter: Send + Sync {
     /// The devices shown, ascending, with true for those that some process has open or mounted.
     fn attached(&self) -> Vec<(DeviceId, bool)>;
 
+    /// How many devices are shown. The same for one as for a thousand, unlike [`Exporter::attached`], which looks
+    /// who has them open.
+    fn count(&self) -> usize {
+        self.attached().len()
+    }
+
     /// Room may have appeared, or what was on its way back has come: waiting writes are worth a try.
     fn room_changed(&self) {}
 

@@ -250,7 +250,12 @@ impl Exporter for FuseExporter {
                 return Err(error.doing(format!("take device {id} away")));
             }
         }
-        let wait = if Users::look().contains(&device.name()) { Duration::ZERO } else { LOOKERS_WAIT };
+        // Mostly nobody has it open, and it has let its file go: then nobody need be looked for.
+        let wait = match device.is_bound() {
+            true if Users::look().contains(&device.name()) => Duration::ZERO,
+            true => LOOKERS_WAIT,
+            false => RELEASE_WAIT,
+        };
         let gone = self.nodes.wait_gone(id, Instant::now() + wait)
             || (!device.is_bound() && self.nodes.wait_gone(id, Instant::now() + RELEASE_WAIT));
         drop(self.shown());
@@ -277,6 +282,10 @@ impl Exporter for FuseExporter {
             .collect();
         let users = Users::look();
         list.into_iter().map(|(id, name)| (id, name.is_none_or(|name| users.contains(&name)))).collect()
+    }
+
+    fn count(&self) -> usize {
+        self.shown().len()
     }
 
     fn room_changed(&self) {

@@ -89,7 +89,7 @@ impl FuseExporter {
         if !matches!(*self.service(), Service::Waiting(_)) {
             return Err(Error::new(ErrorKind::Invalid, format!("adopt device {id}: it is served already")));
         }
-        self.nodes.insert(Node::new(id, volume, orphan.size, orphan.access));
+        self.nodes.insert(Node::inherited(id, volume, orphan.size, orphan.access));
         Ok(())
     }
 
@@ -142,7 +142,7 @@ fn inherit(dir: &Path, nodes: &Nodes) -> Vec<(Orphan, LoopDevice)> {
         let size = ByteCount(binding.size);
         let access = if binding.read_only { Access::ReadOnly } else { Access::ReadWrite };
         let device = LoopDevice::known(number, file);
-        nodes.insert(Node::new(id, Arc::new(LostVolume::new(id, size)), size, access));
+        nodes.insert(Node::inherited(id, Arc::new(LostVolume::new(id, size)), size, access));
         nodes.inherit(id, device.clone());
         if binding.autoclear {
             nodes.leave(id);

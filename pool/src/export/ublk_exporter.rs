@@ -334,6 +334,10 @@ impl Exporter for UblkExporter {
         list.into_iter().map(|(id, name)| (id, name.is_none_or(|name| users.contains(&name)))).collect()
     }
 
+    fn count(&self) -> usize {
+        self.devices.table().shown.len()
+    }
+
     fn room_changed(&self) {
         self.lot.ring();
     }

@@ -1,7 +1,7 @@
 //! A device that is shown, as those who serve its requests see it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::exporter::Volume;
@@ -16,12 +16,32 @@ pub(in crate::export) struct Node {
     /// What offsets and lengths must be multiples of.
     pub(in crate::export) alignment: u64,
     size: AtomicU64,
+    /// Something may have been changed through it.
+    changed: AtomicBool,
 }
 
 impl Node {
     pub(in crate::export) fn new(id: DeviceId, volume: Arc<dyn Volume>, size: ByteCount, access: Access) -> Self {
         let alignment = volume.alignment() as u64;
-        Self { id, volume, access, alignment, size: AtomicU64::new(size.0) }
+        Self { id, volume, access, alignment, size: AtomicU64::new(size.0), changed: AtomicBool::new(false) }
+    }
+
+    /// One that somebody before this process may have written to without a flush behind it.
+    pub(in crate::export) fn inherited(id: DeviceId, volume: Arc<dyn Volume>, size: ByteCount, access: Access) -> Self {
+        Self { changed: AtomicBool::new(true), ..Self::new(id, volume, size, access) }
+    }
+
+    /// Notes that a request is about to change what it holds.
+    pub(in crate::export) fn note_change(&self) {
+        // Nearly always true already: a read that all loops share.
+        if !self.changed.load(Ordering::Relaxed) {
+            self.changed.store(true, Ordering::Release);
+        }
+    }
+
+    /// False while nothing can have been written: a flush has nothing to do then.
+    pub(in crate::export) fn was_changed(&self) -> bool {
+        self.changed.load(Ordering::Acquire)
     }
 
     pub(in crate::export) fn size(&self) -> u64 {
