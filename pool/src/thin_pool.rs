@@ -51,6 +51,20 @@ pub trait ThinPool: Send + Sync {
     /// different `access` is `InUse`. Errors: `NotFound`, `InUse`, `Invalid`.
     fn activate(&self, id: DeviceId, size: ByteCount, access: Access) -> Result<PathBuf>;
 
+    /// `create_snap`; an engine that can `activate` the new device, for reading and writing, while it becomes durable does so
+    /// and returns its path. `None`: the caller is to activate it. `ahead` says how many of the first bytes the caller is
+    /// about to write: an engine may give the new device blocks of its own for them at once. After an error all of it may
+    /// have been done.
+    fn create_active(
+        &self,
+        id: DeviceId,
+        origin: DeviceId,
+        _size: ByteCount,
+        _ahead: ByteCount,
+    ) -> Result<Option<PathBuf>> {
+        self.create_snap(id, origin).map(|()| None)
+    }
+
     /// Flushes the device and takes its block device away: at once, or, if somebody has it open, when
     /// the last opener closes it. An inactive device is a success. Returns true if it is gone at return.
     fn deactivate(&self, id: DeviceId) -> Result<bool>;

@@ -322,7 +322,7 @@ fn root_bytes_that_are_no_call_end_their_connection_and_nothing_else() {
     stream.write_all(&[12, 0, 0, 0, b't', b'h', b'i', b'n', b'p', b'o', b'o', b'l', 77, 0, 0, 0]).unwrap();
     let mut welcome = [0; 8];
     stream.read_exact(&mut welcome).unwrap();
-    assert_eq!(welcome[4..], [3, 0, 0, 0]);
+    assert_eq!(welcome[4..], [4, 0, 0, 0]);
     drop(stream);
     HostDir::stop(&client);
 }

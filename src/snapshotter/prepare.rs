@@ -67,18 +67,23 @@ impl Snapshotter {
         if Mutation::RecordBeforePool.is_on() {
             self.insert(space, snapshot.clone(), true)?;
         }
-        self.pool.create_snap(id, origin.device)?;
-        let path = if size > origin.size {
-            let path = self.pool.activate(id, size, Access::ReadWrite)?;
-            self.filesystems.grow(origin.fs, &path).map_err(|e| e.doing(format!("grow {:?}", key.as_str())))?;
-            if !Mutation::RecordBeforePool.is_on() {
-                self.insert(space, snapshot.clone(), true)?;
+        let shown = self.pool.create_active(id, origin.device, size, written_by_mount(origin.fs))?;
+        let grows = size > origin.size;
+        let path = match shown {
+            None if !grows && !Mutation::RecordBeforePool.is_on() => self.activate_recorded(space, &snapshot)?,
+            shown => {
+                let path = match shown {
+                    Some(path) => path,
+                    None => self.pool.activate(id, size, Access::ReadWrite)?,
+                };
+                if grows {
+                    self.filesystems.grow(origin.fs, &path).map_err(|e| e.doing(format!("grow {:?}", key.as_str())))?;
+                }
+                if !Mutation::RecordBeforePool.is_on() {
+                    self.insert(space, snapshot.clone(), true)?;
+                }
+                path
             }
-            path
-        } else if Mutation::RecordBeforePool.is_on() {
-            self.pool.activate(id, size, Access::ReadWrite)?
-        } else {
-            self.activate_recorded(space, &snapshot)?
         };
         reserved.used();
         self.count_change();
@@ -150,6 +155,15 @@ impl Snapshotter {
             }
             txn.insert_snapshot(&space, &snapshot)
         })
+    }
+}
+
+/// How many of a device's first bytes its mount writes, and waits for: ext4 its superblock. XFS writes its log first,
+/// which stands elsewhere.
+fn written_by_mount(fs: FsType) -> ByteCount {
+    match fs {
+        FsType::Ext4 => ByteCount(4096),
+        FsType::Xfs => ByteCount(0),
     }
 }
 

@@ -289,9 +289,6 @@ impl Reclaimer {
         if !self.store.read()?.in_limbo(id)? {
             return Ok(true);
         }
-        if !deactivate(&*self.pool, id)? {
-            return Ok(false);
-        }
         if Mutation::ForgetBeforeDelete.is_on() {
             self.store.write(move |txn| {
                 txn.leave_limbo(id);
@@ -303,7 +300,8 @@ impl Reclaimer {
                 gone.push(id);
                 Ok(true)
             }
-            Err(error) if error.kind() == PoolErrorKind::InUse => Ok(false),
+            // It goes when its last user does.
+            Err(error) if error.kind() == PoolErrorKind::InUse => deactivate(&*self.pool, id).map(|_| false),
             Err(error) => Err(error.into()),
         }
     }

@@ -43,6 +43,19 @@ impl ThinPool for WatchedPool {
         done
     }
 
+    fn create_active(
+        &self,
+        id: DeviceId,
+        origin: DeviceId,
+        size: ByteCount,
+        ahead: ByteCount,
+    ) -> Result<Option<PathBuf>> {
+        let (done, span) = self.durable(|| self.engine.create_active(id, origin, size, ahead));
+        lock(&self.model).born(id, Some(origin), span);
+        self.files.snapshotted(id, origin);
+        done
+    }
+
     fn delete(&self, id: DeviceId) -> Result<()> {
         let (done, span) = self.durable(|| self.engine.delete(id));
         lock(&self.model).died(id, span);

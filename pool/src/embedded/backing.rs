@@ -165,6 +165,12 @@ impl Backing {
         self.data_flush.share(|| self.data.flush())
     }
 
+    /// Makes the changes of the metadata durable that completed before the call, and the data that they refer to.
+    pub(super) fn commit_changes(&self) -> Result<()> {
+        let generation = self.metadata()?.generation();
+        self.commits.wait_committed(generation)
+    }
+
     /// Reserves `blocks` data blocks, in as few runs as there are. Errors: `OutOfDataSpace` (nothing is
     /// reserved), `ReadOnly`.
     pub(super) fn reserve(&self, blocks: u64) -> Result<Vec<DataRun>> {
@@ -397,11 +403,11 @@ impl Backing {
     }
 
     fn try_commit(&self, flush: bool, companion: Option<&Companion>) -> Result<()> {
-        let frozen = {
+        let (frozen, generation) = {
             let mut metadata = self.metadata()?;
-            if metadata.dirty() { metadata.freeze() } else { Ok(None) }
-        }
-        .map_err(|e| self.suspect_metadata(e))?;
+            let frozen = if metadata.dirty() { metadata.freeze() } else { Ok(None) };
+            (frozen.map_err(|e| self.suspect_metadata(e))?, metadata.generation())
+        };
         #[cfg(feature = "mutate")]
         if Mutation::PunchBeforeCommit.is_on() {
             self.punch(&self.metadata()?.frozen_freed());
@@ -422,6 +428,7 @@ impl Backing {
             let freed = metadata.committed(frozen);
             self.reclaim.push(freed);
         }
+        self.commits.note_committed(generation);
         self.leave_out_of_space();
         Ok(())
     }

@@ -22,6 +22,8 @@ struct Rounds {
     /// Rounds that ended, well or not.
     ended: u64,
     running: bool,
+    /// The newest generation of the metadata that is durable.
+    committed: u64,
     changed_at: Option<Instant>,
     /// The first round that failed, and why: all later ones fail too.
     failed: Option<(u64, ErrorKind, String)>,
@@ -79,6 +81,44 @@ impl Commits {
             _ if rounds.ended >= round => Ok(()),
             _ => Err(Error::new(ErrorKind::Unavailable, "flush the pool: it is closed")),
         }
+    }
+
+    /// Has a generation of the metadata committed soon, and waits for nothing.
+    pub(super) fn want(&self, generation: u64) {
+        self.want_in(&mut self.lock(), generation);
+    }
+
+    /// While a round runs it is left open whether that one closes the generation.
+    fn want_in(&self, rounds: &mut Rounds, generation: u64) {
+        if !rounds.running && rounds.committed < generation {
+            rounds.wanted = rounds.wanted.max(rounds.ended + 1);
+            self.asked.notify_one();
+        }
+    }
+
+    /// Returns when a generation of the metadata is durable: with the round that runs, if that one closed it. Errors: as
+    /// [`wait_durable`](Self::wait_durable).
+    pub(super) fn wait_committed(&self, generation: u64) -> Result<()> {
+        let mut rounds = self.lock();
+        // The one after the next closes whatever there is.
+        let last = rounds.ended + 2;
+        while rounds.committed < generation && rounds.ended < last && !rounds.stopped {
+            self.want_in(&mut rounds, generation);
+            if Mutation::AnswerFlushEarly.is_on() {
+                return Ok(());
+            }
+            rounds = self.ended.wait(rounds).unwrap_or_else(PoisonError::into_inner);
+        }
+        match &rounds.failed {
+            _ if rounds.committed >= generation => Ok(()),
+            Some((_, kind, reason)) => Err(Error::new(*kind, format!("commit the pool: {reason}"))),
+            None => Err(Error::new(ErrorKind::Unavailable, "commit the pool: it is closed")),
+        }
+    }
+
+    /// A generation is durable.
+    pub(super) fn note_committed(&self, generation: u64) {
+        self.lock().committed = generation;
     }
 
     /// Changes how long a change may wait for its commit.

@@ -13,7 +13,7 @@ use crate::embedded::ledger::Ledger;
 use crate::embedded::options::EmbeddedOptions;
 use crate::embedded::replay::{Recovered, recover};
 use crate::embedded::volume::ThinVolume;
-use crate::embedded::{committer, grow, reclaim, trim, view};
+use crate::embedded::{committer, create, grow, reclaim, trim, view};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{Exporter, NoSpace, Orphan};
 use crate::meta::Metadata;
@@ -55,9 +55,9 @@ pub struct MetadataMemory {
 
 /// A pool whose blocks this process moves.
 pub struct EmbeddedPool {
-    backing: Arc<Backing>,
-    exporter: Arc<dyn Exporter>,
-    claims: Claims,
+    pub(super) backing: Arc<Backing>,
+    pub(super) exporter: Arc<dyn Exporter>,
+    pub(super) claims: Claims,
     active: Mutex<BTreeMap<DeviceId, Active>>,
     growing: Mutex<()>,
     threads: Mutex<Option<Threads>>,
@@ -151,16 +151,27 @@ impl EmbeddedPool {
     }
 
     /// Puts volumes behind the block devices that a dead predecessor left, then lets their requests come. One that
-    /// cannot be served answers with errors; the others need not suffer for it.
+    /// cannot be served answers with errors; the others need not suffer for it. One whose device never became durable
+    /// (see `create`) goes: nobody was told of it.
     fn adopt_orphans(&self) -> Result<()> {
+        let mut unborn = Vec::new();
         for orphan in self.exporter.orphans() {
             let id = orphan.id;
             match self.adopt(&orphan) {
                 Ok(()) => tracing::info!(leaving = orphan.leaving, "adopted device {id}"),
+                Err(e) if e.kind() == ErrorKind::NotFound => unborn.push(id),
                 Err(e) => tracing::error!("the block device of device {id} answers with errors from here on: {e}"),
             }
         }
-        self.exporter.resume().map_err(|e| e.doing("serve the devices of a predecessor"))
+        self.exporter.resume().map_err(|e| e.doing("serve the devices of a predecessor"))?;
+        for id in unborn {
+            match self.exporter.detach(id) {
+                Ok(true) => tracing::info!("took away the block device of device {id}, which was being made"),
+                Ok(false) => tracing::warn!("the block device of device {id}, which is no device, is open"),
+                Err(e) => tracing::error!("the block device of device {id}, which is no device, stays: {e}"),
+            }
+        }
+        Ok(())
     }
 
     fn adopt(&self, orphan: &Orphan) -> Result<()> {
@@ -234,8 +245,13 @@ impl EmbeddedPool {
         }
     }
 
+    /// The device is shown from here on.
+    pub(super) fn enter(&self, id: DeviceId, volume: Arc<ThinVolume>) {
+        lock(&self.active).insert(id, Active { volume, leaving: false });
+    }
+
     /// The active device, unless its last opener has let it go.
-    fn find_active(&self, id: DeviceId) -> Option<(Arc<ThinVolume>, bool)> {
+    pub(super) fn find_active(&self, id: DeviceId) -> Option<(Arc<ThinVolume>, bool)> {
         let found = lock(&self.active).get(&id).map(|active| (Arc::clone(&active.volume), active.leaving))?;
         if found.1 && self.exporter.path(id).is_none() {
             lock(&self.active).remove(&id);
@@ -306,7 +322,7 @@ impl ThinPool for EmbeddedPool {
         if Mutation::GiveDeviceEarly.is_on() {
             claim.give_back(id);
         }
-        self.backing.flush().map_err(doing)
+        self.backing.commit_changes().map_err(doing)
     }
 
     fn create_snap(&self, id: DeviceId, origin: DeviceId) -> Result<()> {
@@ -326,7 +342,7 @@ impl ThinPool for EmbeddedPool {
         // Snapshots of one origin that wait for the same commit need not wait for each other; the new device is
         // nobody's until it is durable, as in `create_thin`.
         claim.give_back(origin);
-        self.backing.flush().map_err(doing)
+        self.backing.commit_changes().map_err(doing)
     }
 
     fn delete(&self, id: DeviceId) -> Result<()> {
@@ -343,14 +359,14 @@ impl ThinPool for EmbeddedPool {
         loop {
             for _ in 0..DELETE_STEPS_PER_COMMIT {
                 match self.backing.change(|metadata| metadata.delete_step(id, leaves)) {
-                    Ok(true) => return self.backing.flush().map_err(doing),
+                    Ok(true) => return self.backing.commit_changes().map_err(doing),
                     Ok(false) => {}
                     // Fewer leaves at once need fewer blocks, and each step gives some back.
                     Err(e) if e.kind() == ErrorKind::OutOfMetadataSpace && leaves > 1 => leaves /= 2,
                     Err(e) => return Err(doing(e)),
                 }
             }
-            self.backing.flush().map_err(doing)?;
+            self.backing.commit_changes().map_err(doing)?;
         }
     }
 
@@ -383,8 +399,20 @@ impl ThinPool for EmbeddedPool {
         let volume = Arc::new(ThinVolume::new(Arc::clone(&self.backing), id, details, size, access).map_err(doing)?);
         let shown = Arc::clone(&volume);
         let path = self.exporter.attach(id, shown, size, access).map_err(doing)?;
-        lock(&self.active).insert(id, Active { volume, leaving: false });
+        self.enter(id, volume);
         Ok(path)
+    }
+
+    fn create_active(
+        &self,
+        id: DeviceId,
+        origin: DeviceId,
+        size: ByteCount,
+        ahead: ByteCount,
+    ) -> Result<Option<PathBuf>> {
+        create::create_active(self, id, origin, size, ahead)
+            .map(Some)
+            .map_err(|e| e.doing(format_args!("create snapshot {id} of {origin} and activate it")))
     }
 
     fn deactivate(&self, id: DeviceId) -> Result<bool> {

@@ -15,11 +15,13 @@ use crate::units::{DeviceId, VirtualBlock};
 pub(super) struct Ledger {
     metadata: Metadata,
     log: Option<IntentLog>,
+    /// Generations that were closed.
+    closed: u64,
 }
 
 impl Ledger {
     pub(super) fn new(metadata: Metadata, log: Option<IntentLog>) -> Self {
-        Self { metadata, log }
+        Self { metadata, log, closed: 0 }
     }
 
     /// True if `records` more changes can be recorded before a commit.
@@ -34,6 +36,12 @@ impl Ledger {
             self.record(&IntentChange::Map { device, start, run });
         }
         Ok(())
+    }
+
+    /// As [`Metadata::insert`], for a device that is nobody's before the next commit: nothing is acknowledged by this, and
+    /// a record must not speak of a device that the superblock on the disk may not have.
+    pub(super) fn insert_newborn(&mut self, device: DeviceId, start: VirtualBlock, run: DataRun) -> Result<()> {
+        self.metadata.insert(device, start, run)
     }
 
     /// As [`Metadata::remove_range`]; takes one record.
@@ -60,9 +68,15 @@ impl Ledger {
         Ok(())
     }
 
+    /// The newest generation with a change in it, counted from 1: when it is committed, all changes so far are.
+    pub(super) fn generation(&self) -> u64 {
+        self.closed + u64::from(self.metadata.dirty())
+    }
+
     /// As [`Metadata::freeze`]: the log knows of the new superblock before anybody can write it.
     pub(super) fn freeze(&mut self) -> Result<Option<Frozen>> {
         let frozen = self.metadata.freeze()?;
+        self.closed += u64::from(frozen.is_some());
         if let (Some(log), Some(frozen)) = (&mut self.log, &frozen) {
             log.open_epoch(frozen.fingerprint());
             if Mutation::DropEpochEarly.is_on() {

@@ -5,6 +5,7 @@ mod cells;
 mod chunk;
 mod committer;
 mod companion;
+mod create;
 mod data_flush;
 mod embedded_pool;
 mod grow;

@@ -66,6 +66,11 @@ impl ThinVolume {
         })
     }
 
+    /// The same for a device that was made at this moment and has mapped this many blocks since.
+    pub(super) fn newborn(self, own_blocks: u64) -> Self {
+        Self { own_blocks: AtomicI64::new(i64::try_from(own_blocks).unwrap_or(NOT_COUNTED)), ..self }
+    }
+
     /// Makes the volume larger; smaller sizes are left to the caller to refuse.
     pub(super) fn grow_to(&self, size: ByteCount) -> Result<()> {
         check_size(&self.backing, size)?;
@@ -399,7 +404,8 @@ impl ThinVolume {
 /// The loop device's largest request is 1 MiB; callers inside the process may pass more.
 const SEGMENT_BYTES: u64 = 4 << 20;
 
-fn check_size(backing: &Backing, size: ByteCount) -> Result<()> {
+/// Errors with `Invalid` if the size is no multiple of 512 or beyond the table.
+pub(super) fn check_size(backing: &Backing, size: ByteCount) -> Result<()> {
     if !size.0.is_multiple_of(512) || size.0 == 0 {
         return Err(Error::new(ErrorKind::Invalid, format!("device size {} is not a multiple of 512 above 0", size.0)));
     }

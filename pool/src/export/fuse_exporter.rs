@@ -119,6 +119,16 @@ impl FuseExporter {
         shown
     }
 
+    /// As [`FuseExporter::shown`], up to date for one device: the same for one as for a thousand.
+    fn shown_for(&self, id: DeviceId) -> MutexGuard<'_, BTreeMap<DeviceId, Shown>> {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_here = matches!(shown.get(&id), Some(Shown::Here(_) | Shown::Going(_)));
+        if was_here && !self.nodes.is_present(id) {
+            shown.remove(&id);
+        }
+        shown
+    }
+
     fn file(&self, id: DeviceId) -> PathBuf {
         self.dir.join(id.to_string())
     }
@@ -143,7 +153,7 @@ impl FuseExporter {
         size: ByteCount,
         access: Access,
     ) -> Result<Option<PathBuf>> {
-        let device = match self.shown().get(&id) {
+        let device = match self.shown_for(id).get(&id) {
             Some(Shown::Going(device)) => device.clone(),
             _ => return Ok(None),
         };
@@ -155,7 +165,7 @@ impl FuseExporter {
             return Ok(None);
         }
         let path = device.path();
-        self.shown().insert(id, Shown::Here(device));
+        self.shown_for(id).insert(id, Shown::Here(device));
         self.resize(id, size)?;
         Ok(Some(path))
     }
@@ -171,7 +181,7 @@ impl Exporter for FuseExporter {
             if !matches!(*self.service(), Service::Running(_)) {
                 return Err(Error::new(ErrorKind::Unavailable, format!("show device {id}: the exporter is shut down")));
             }
-            let mut shown = self.shown();
+            let mut shown = self.shown_for(id);
             match shown.get(&id) {
                 None => {}
                 Some(Shown::Going(device)) => {
@@ -191,7 +201,7 @@ impl Exporter for FuseExporter {
             Ok(device) => {
                 let path = device.path();
                 self.nodes.bound(id, device.clone());
-                self.shown().insert(id, Shown::Here(device));
+                self.shown_for(id).insert(id, Shown::Here(device));
                 Ok(path)
             }
             Err(error) => {
@@ -199,14 +209,14 @@ impl Exporter for FuseExporter {
                 if !self.nodes.wait_gone(id, Instant::now() + RELEASE_WAIT) {
                     tracing::error!("the file of device {id} is still open after its loop device was refused");
                 }
-                self.shown().remove(&id);
+                self.shown_for(id).remove(&id);
                 Err(error.doing(format!("show device {id}")))
             }
         }
     }
 
     fn resize(&self, id: DeviceId, size: ByteCount) -> Result<()> {
-        let device = match self.shown().get(&id) {
+        let device = match self.shown_for(id).get(&id) {
             Some(Shown::Here(device)) => device.clone(),
             _ => return Err(Error::new(ErrorKind::NotFound, format!("resize device {id}: it is not shown"))),
         };
@@ -227,7 +237,7 @@ impl Exporter for FuseExporter {
 
     fn detach(&self, id: DeviceId) -> Result<bool> {
         let (device, is_new) = {
-            let mut shown = self.shown();
+            let mut shown = self.shown_for(id);
             match shown.get(&id) {
                 None => return Ok(true),
                 Some(Shown::Coming) => {
@@ -245,7 +255,7 @@ impl Exporter for FuseExporter {
             self.nodes.leave(id);
             if let Err(error) = device.detach() {
                 if self.nodes.stay(id) {
-                    self.shown().insert(id, Shown::Here(device));
+                    self.shown_for(id).insert(id, Shown::Here(device));
                 }
                 return Err(error.doing(format!("take device {id} away")));
             }
@@ -258,12 +268,12 @@ impl Exporter for FuseExporter {
         };
         let gone = self.nodes.wait_gone(id, Instant::now() + wait)
             || (!device.is_bound() && self.nodes.wait_gone(id, Instant::now() + RELEASE_WAIT));
-        drop(self.shown());
+        drop(self.shown_for(id));
         Ok(gone)
     }
 
     fn path(&self, id: DeviceId) -> Option<PathBuf> {
-        match self.shown().get(&id)? {
+        match self.shown_for(id).get(&id)? {
             Shown::Coming => None,
             Shown::Here(device) | Shown::Going(device) => Some(device.path()),
         }
@@ -285,7 +295,7 @@ impl Exporter for FuseExporter {
     }
 
     fn count(&self) -> usize {
-        self.shown().len()
+        self.nodes.count()
     }
 
     fn room_changed(&self) {

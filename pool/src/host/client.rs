@@ -321,6 +321,23 @@ impl ThinPool for HostClient {
         self.create(&format!("create snapshot {id} of {origin}"), &Call::CreateSnap { id, origin })
     }
 
+    fn create_active(
+        &self,
+        id: DeviceId,
+        origin: DeviceId,
+        size: ByteCount,
+        ahead: ByteCount,
+    ) -> Result<Option<PathBuf>> {
+        let doing = format!("create snapshot {id} of {origin} and activate it");
+        match self.call(&doing, &Call::CreateActive { id, origin, size, ahead }) {
+            (Ok(Answer::Path(path)), _) => Ok(path),
+            // As in `create`: an earlier try has made it, and perhaps has not come to show it.
+            (Err(error), true) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
+            (Ok(other), _) => Err(unexpected(&other)),
+            (Err(error), _) => Err(error),
+        }
+    }
+
     fn delete(&self, id: DeviceId) -> Result<()> {
         self.done(&format!("delete device {id}"), &Call::Delete(id))
     }

@@ -20,7 +20,7 @@ use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
 
 /// Changes with every change of a type below.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 /// The first bytes of a hello.
 const MAGIC: [u8; 8] = *b"thinpool";
 /// Most bytes in a request: the largest has two sizes in it.
@@ -105,6 +105,7 @@ pub(super) enum Request {
 pub(super) enum Call {
     CreateThin(DeviceId),
     CreateSnap { id: DeviceId, origin: DeviceId },
+    CreateActive { id: DeviceId, origin: DeviceId, size: ByteCount, ahead: ByteCount },
     Delete(DeviceId),
     Activate { id: DeviceId, size: ByteCount, access: Access },
     Deactivate(DeviceId),

@@ -186,6 +186,7 @@ fn perform(pool: &dyn ThinPool, call: Call) -> Result<Answer> {
     Ok(match call {
         Call::CreateThin(id) => pool.create_thin(id).map(|()| Answer::Done)?,
         Call::CreateSnap { id, origin } => pool.create_snap(id, origin).map(|()| Answer::Done)?,
+        Call::CreateActive { id, origin, size, ahead } => Answer::Path(pool.create_active(id, origin, size, ahead)?),
         Call::Delete(id) => pool.delete(id).map(|()| Answer::Done)?,
         Call::Activate { id, size, access } => Answer::Path(Some(pool.activate(id, size, access)?)),
         Call::Deactivate(id) => Answer::Gone(pool.deactivate(id)?),

@@ -19,6 +19,7 @@ struct Heir {
     inner: Arc<DirectExporter>,
     orphans: Vec<Orphan>,
     adopted: Mutex<Vec<DeviceId>>,
+    detached: Mutex<Vec<DeviceId>>,
     resumed: AtomicBool,
 }
 
@@ -49,6 +50,11 @@ impl Exporter for Heir {
     }
 
     fn detach(&self, id: DeviceId) -> Result<bool> {
+        assert!(
+            self.resumed.load(Ordering::Relaxed),
+            "nobody would answer what the kernel asks when it lets a file go"
+        );
+        self.detached.lock().unwrap().push(id);
         self.inner.detach(id)
     }
 
@@ -94,11 +100,15 @@ fn the_devices_of_a_dead_process_are_served_again_before_their_requests_come() {
             orphan(77, Access::ReadWrite, false),
         ],
         adopted: Mutex::default(),
+        detached: Mutex::default(),
         resumed: AtomicBool::new(false),
     });
     let pool = open(Arc::clone(&exporter) as _);
     assert!(exporter.resumed.load(Ordering::Relaxed));
     assert_eq!(*exporter.adopted.lock().unwrap(), [id(1), id(2), id(3)], "there is no device 77");
+    assert_eq!(*exporter.detached.lock().unwrap(), [id(77)], "one that was being made when its host was killed");
+    pool.create_thin(id(77)).unwrap();
+    pool.activate(id(77), SIZE, Access::ReadWrite).unwrap();
     exporter.inner.open(id(1)).write_at(&[1; 512], 0).unwrap();
     let refused = exporter.inner.open(id(2)).write_at(&[1; 512], 0).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ReadOnly);

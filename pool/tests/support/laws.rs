@@ -20,6 +20,7 @@ pub const LAWS: &[Law] = &[
     ("a snapshot keeps its bytes when the origin is overwritten", a_snapshot_keeps_its_bytes),
     ("a snapshot can be written without its origin noticing", a_snapshot_can_be_written),
     ("a snapshot of an active origin holds all that was written before", a_snapshot_of_an_active_origin),
+    ("a snapshot that is made active holds its origin's bytes and is its own", a_snapshot_made_active),
     ("an id can be taken once, and an origin must exist", ids_are_unique),
     ("deleting an absent device is a success", deleting_an_absent_device),
     ("deleting a snapshot leaves its origin alone and the other way round", deleting_leaves_others_alone),
@@ -174,6 +175,46 @@ fn a_snapshot_of_an_active_origin(stage: &mut dyn Stage) {
     disk.write(&pattern(3 * BLOCK, 2), 0);
     assert!(content(stage, id(2))[..usize::try_from(3 * BLOCK).unwrap()] == pattern(3 * BLOCK, 1));
     assert!(read(&*disk, 0, 3 * BLOCK) == pattern(3 * BLOCK, 2));
+}
+
+/// Makes 2 of 1 and sees to it that it is active.
+fn create_active(stage: &dyn Stage, ahead: ByteCount) -> PathBuf {
+    let shown = stage.pool().create_active(id(2), id(1), SIZE, ahead).unwrap();
+    shown.unwrap_or_else(|| stage.pool().activate(id(2), SIZE, Access::ReadWrite).unwrap())
+}
+
+fn a_snapshot_made_active(stage: &mut dyn Stage) {
+    const AHEAD: ByteCount = ByteCount(4096);
+    stage.pool().create_thin(id(1)).unwrap();
+    let before = pattern(3 * BLOCK, 1);
+    write_and_close(stage, id(1), &before, 0);
+    for ahead in [ByteCount(0), AHEAD] {
+        let path = create_active(stage, ahead);
+        assert_eq!(stage.pool().active_path(id(2)).unwrap().as_ref(), Some(&path));
+        let disk = stage.open(id(2), &path);
+        assert!(read(&*disk, 0, 3 * BLOCK) == before);
+        disk.write(&pattern(4096, 2), 0);
+        disk.flush();
+        assert_eq!(stage.pool().written(id(2)).unwrap(), ByteCount(BLOCK));
+        release(stage, id(2), disk);
+        let usage = stage.pool().usage(id(2)).unwrap();
+        assert_eq!((usage.written, usage.exclusive, usage.mapped.0), (ByteCount(BLOCK), ByteCount(BLOCK), 3 * BLOCK));
+        let after = content(stage, id(2));
+        assert!(after[..4096] == pattern(4096, 2) && after[4096..before.len()] == before[4096..]);
+        assert!(content(stage, id(1))[..before.len()] == before);
+        stage.pool().delete(id(2)).unwrap();
+    }
+
+    let kind = |id, origin| stage.pool().create_active(id, origin, SIZE, AHEAD).unwrap_err().kind();
+    assert_eq!((kind(id(1), id(1)), kind(id(2), id(3))), (ErrorKind::AlreadyExists, ErrorKind::NotFound));
+
+    let (_, disk) = activate(stage, id(1));
+    disk.write(&pattern(4096, 3), 0);
+    create_active(stage, AHEAD);
+    disk.write(&pattern(4096, 4), 0);
+    release(stage, id(1), disk);
+    wait_gone(stage, id(2));
+    assert!(content(stage, id(2))[..4096] == pattern(4096, 3), "what was written before, and no more");
 }
 
 fn ids_are_unique(stage: &mut dyn Stage) {

@@ -99,6 +99,11 @@ impl Nodes {
         self.by_number.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::new(node));
     }
 
+    /// How many files there are.
+    pub(in crate::export) fn count(&self) -> usize {
+        self.by_number.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     pub(super) fn find(&self, number: u64) -> Option<Arc<Node>> {
         self.by_number.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
     }
