@@ -15,7 +15,7 @@ TEST_PACKAGES = $(QUICKSTART_PACKAGES) $(FUZZ_PACKAGES) attr busybox-static fio 
 VM_PACKAGES = attr busybox-static dmsetup e2fsprogs python3 qemu-system-x86 thin-provisioning-tools zstd
 BENCH_PACKAGES = $(RUN_PACKAGES) btrfs-progs fio python3 qemu-system-common qemu-utils
 
-.PHONY: build quickstart chaos test test-kernel test-migrate power-cut-vm crash-explore mutation-check lint fmt fuzz bench bench-quick bench-versus bench-compare fill-cycles deny install clean
+.PHONY: build quickstart chaos test test-kernel test-migrate power-cut-vm crash-explore mutation-check lint fmt fuzz bench bench-quick bench-versus bench-compare criterion criterion-compare criterion-record fill-cycles deny install clean
 
 build:
 	@tests/install-missing.sh $(BUILD_PACKAGES)
@@ -128,6 +128,20 @@ bench-compare: build
 	@tests/install-missing.sh $(BENCH_PACKAGES)
 	benches/run.py --thinsnap $(TARGET)/release/thinsnap --quick --out $(TARGET)/bench $(BENCH)
 	benches/run.py --out $(TARGET)/bench --compare benches/raw
+	@$(MAKE) --no-print-directory criterion-compare
+
+# Costs of the metadata and of the engine alone (pool/benches), a minute: measured, set beside the recorded figures
+# (CRITERION="--fail-above 1.5" fails above that ratio), recorded.
+CRITERION ?=
+criterion:
+	@tests/install-missing.sh $(BUILD_PACKAGES) python3
+	$(CARGO) bench -p thinsnap-pool --bench metadata --bench engine
+
+criterion-compare: criterion
+	benches/criterion.py --target $(TARGET) $(CRITERION)
+
+criterion-record: criterion
+	benches/criterion.py --target $(TARGET) --record
 
 # Licences and advisories of the dependencies; needs cargo-deny.
 deny:

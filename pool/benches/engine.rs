@@ -1,13 +1,14 @@
-//! What the intent log costs: provisioning and breaking sharing on memory devices, with it and without.
+//! Costs of the engine: where a block stands; provisioning and breaking sharing with the intent log and without.
 
-use std::path::PathBuf;
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use thinsnap_pool::{
-    Access, BlockDevice, BlockSize, ByteCount, DeviceId, EmbeddedOptions, EmbeddedPool, Exporter, FormatOptions,
-    MemoryDevice, Metadata, OpenMode, Result, ThinPool, Volume,
+    Access, BlockDevice, BlockSize, ByteCount, DeviceId, Direction, EmbeddedOptions, EmbeddedPool, Exporter, Extents,
+    FileDevice, FormatOptions, MemoryDevice, Metadata, OpenMode, Result, ThinPool, Volume,
 };
 
 const BLOCK: u64 = 64 * 1024;
@@ -62,6 +63,15 @@ fn id(number: u32) -> DeviceId {
 
 impl Pool {
     fn new(log: Option<PathBuf>) -> Self {
+        Self::on(Arc::new(MemoryDevice::new(DATA_BLOCKS * BLOCK)), log)
+    }
+
+    /// With data in a file, as an exporter has it.
+    fn in_file(path: &Path) -> Self {
+        Self::on(Arc::new(FileDevice::create(path, DATA_BLOCKS * BLOCK).expect("room on the tmpfs")), None)
+    }
+
+    fn on(data: Arc<dyn BlockDevice>, log: Option<PathBuf>) -> Self {
         let device: Arc<dyn BlockDevice> = Arc::new(MemoryDevice::new(4096 * 4096));
         let options = FormatOptions {
             block_size: BlockSize::DEFAULT,
@@ -71,7 +81,6 @@ impl Pool {
         };
         Metadata::format(&*device, &options).expect("sizes that work");
         let metadata = Metadata::open(Arc::clone(&device), OpenMode::ReadWrite).expect("a new pool");
-        let data = Arc::new(MemoryDevice::new(DATA_BLOCKS * BLOCK));
         let exporter = Arc::new(Bench::default());
         let options = EmbeddedOptions { intent_log: log, ..EmbeddedOptions::default() };
         let pool = EmbeddedPool::with_options(metadata, device, data, Arc::clone(&exporter) as _, &options)
@@ -113,8 +122,27 @@ impl Pool {
 }
 
 fn benches(criterion: &mut Criterion) {
-    // On the file system of the real one.
+    // On the file system of the real log.
     let dir = tempfile::tempdir_in("/dev/shm").expect("a tmpfs");
+    let mut group = criterion.benchmark_group("where a block stands");
+    // One run over the volume, and every block a run of its own.
+    for (name, stride) in [("in one run", 1), ("scattered", 389)] {
+        let pool = Pool::in_file(&dir.path().join(name));
+        for round in 0..DEVICE_BLOCKS {
+            pool.volume.write_at(&[1; 4096], round * stride % DEVICE_BLOCKS * BLOCK).expect("space");
+        }
+        let mut block = 0;
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                block = (block + 7919) % DEVICE_BLOCKS;
+                let mut extents = Extents::default();
+                let token = pool.volume.begin_direct(Direction::Read, block * BLOCK, 4096, &mut extents);
+                pool.volume.end_direct(token.expect("it was written"));
+                black_box(extents)
+            });
+        });
+    }
+    group.finish();
     for logged in [false, true] {
         let mut group = criterion.benchmark_group(if logged { "with the intent log" } else { "without a log" });
         let log = |name: &str| logged.then(|| dir.path().join(name));
@@ -134,9 +162,9 @@ fn benches(criterion: &mut Criterion) {
 }
 
 criterion_group! {
-    name = intent_log;
+    name = engine;
     config = Criterion::default().sample_size(20).measurement_time(Duration::from_secs(3))
         .warm_up_time(Duration::from_millis(500));
     targets = benches
 }
-criterion_main!(intent_log);
+criterion_main!(engine);
