@@ -1,8 +1,8 @@
 """fio on the exported block device, against a loop device on a plain file and a qcow2 exported by qemu.
 
-All three end in a loop device with direct I/O, so the same kernel code stands on top of each:
+Loop devices have direct I/O, so that the same kernel code stands on top of each:
   plain     loop → preallocated file
-  thinsnap  loop → FUSE file of pool-host → pool
+  thinsnap  ublk, or loop → FUSE file of pool-host → pool
   qcow2     loop → FUSE file of qemu-storage-daemon → qcow2 with 64 KiB clusters
 """
 
@@ -18,13 +18,13 @@ from .thinsnap import Service
 SECTION = "device-io"
 TITLE = "Input and output of the exported device"
 THINSNAP = "thinsnap"
-ABOUT = """fio on the block device, or on a file of ext4 on it where it says buffered; jobs in benches/fio/. All three stacks end in a
-loop device with direct I/O: on a plain file (the limit), on thinsnap's FUSE file, on the FUSE export of a qcow2 with 64 KiB
-clusters by qemu-storage-daemon. What is read or overwritten was written once before; first writes go to space that nobody has
-written yet; to break sharing, the whole range is shared with a snapshot (qcow2: in a backing file) and each write meets a
-64 KiB block that has not been written since. The stacks take turns within each repeat. qemu's export (7.2)
-mixes up the bytes of direct writes that come together, a defect of its own that is not counted; below a file system its loop
-device is not direct."""
+ABOUT = """fio on the block device, or on a file of ext4 on it where it says buffered; jobs in benches/fio/. The stacks: a loop device
+with direct I/O on a plain file (the limit); thinsnap's device, which is a ublk device where the kernel has that and else such
+a loop device on a FUSE file; such a loop device on the FUSE export of a qcow2 with 64 KiB clusters by qemu-storage-daemon. What
+is read or overwritten was written once before; first writes go to space that nobody has written yet; to break sharing, the
+whole range is shared with a snapshot (qcow2: in a backing file) and each write meets a 64 KiB block that has not been written
+since. The stacks take turns within each repeat. qemu's export (7.2) mixes up the bytes of direct writes that come together, a
+defect of its own that is not counted; below a file system its loop device is not direct."""
 TABLES = {
     "iops": Table("Requests a second", "IOPS", higher=True, baselines=(PLAIN, QCOW2)),
     "throughput": Table("Throughput", "MiB/s", higher=True, baselines=(PLAIN, QCOW2)),

@@ -181,24 +181,29 @@ def sweep(parent):
         hosts = _processes_of(path, "pool-host").values()
         run_dirs = [pathlib.Path(words[words.index("--run-dir") + 1]) for words in hosts]
         # The service first, so that it starts no other host; the hosts last, when nobody has devices of theirs.
-        _kill(path, "serve")
+        _end(path, "serve")
         for target in reversed(_mounts_below(path)):
             run("umount", "--lazy", target)
-        _kill(path, "qemu-storage-daemon")
-        _kill(path, "pool-host")
+        _end(path, "qemu-storage-daemon")
+        _end(path, "pool-host")
         for device in loops:
             run("losetup", "--detach", device)
-        for directory in [*run_dirs, path]:
+        # A host that ended in order has taken its own directory away.
+        for directory in filter(pathlib.Path.exists, [*run_dirs, path]):
             for target in reversed(_mounts_below(directory)):
                 run("umount", "--lazy", target)
             shutil.rmtree(directory)
     return len(left)
 
 
-def _kill(path, word):
-    for process in _processes_of(path, word):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+def _end(path, word):
+    """Asks processes to end, which lets them take their devices away; ends those that do not."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in _processes_of(path, word):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+        with contextlib.suppress(RuntimeError):
+            wait_until(f"the end of {word}", lambda: not _processes_of(path, word))
 
 
 def _processes_of(path, word):
@@ -223,13 +228,14 @@ def facts(thinsnap, directory, engine):
     memory = int(re.search(r"MemTotal:\s*(\d+)", pathlib.Path("/proc/meminfo").read_text()).group(1))
     source, kind = run("findmnt", "-n", "-o", "SOURCE,FSTYPE", "--target", directory).split()
     virtual = run("sh", "-c", "systemd-detect-virt --vm 2>/dev/null || true")
+    shown = "ublk" if pathlib.Path("/dev/ublk-control").exists() else "FUSE and loop devices"
     return {
         "processor": f"{cpu.group(1) if cpu else os.uname().machine}, {os.cpu_count()} CPUs",
         "memory": f"{memory / 1024 / 1024:.1f} GiB",
         **({"virtual machine": virtual} if virtual not in ("", "none") else {}),
         "disk": f"{source}, {kind}; every stack stands on preallocated files there",
         "kernel": os.uname().release,
-        "thinsnap": f"{run(thinsnap, '--version')}, engine {engine}",
+        "thinsnap": f"{run(thinsnap, '--version')}, engine {engine}{f', {shown}' if engine == 'embedded' else ''}",
         "fio": _version("fio", "--version"),
         "qemu-storage-daemon": _version("qemu-storage-daemon", "--version"),
         "e2fsprogs": _version("mke2fs", "-V"),

@@ -52,7 +52,7 @@ def _blocks(sections):
 def _overview(sections):
     items = []
     for rival, (wins, losses, mixed) in words.overview(sections).items():
-        for word, some in [("wins", wins), ("loses", losses), ("wins in some rows and not in others, or is level", mixed)]:
+        for word, some in [("wins", wins), ("loses", losses), ("wins here and loses there, or is level", mixed)]:
             if some:
                 items.append(f"Against {rival} it **{word}**: {'; '.join(some)}.")
     return [("ul", items or ["No rival was measured."])]

@@ -8,6 +8,14 @@ def _range(factors):
     return times(least) if times(least) == times(most) else f"{times(least)} to {times(most)}"
 
 
+def _extremes(factors):
+    """Where it is furthest ahead and where furthest behind."""
+    best, worst = max(factors, key=factors.get), min(factors, key=factors.get)
+    parts = [f"{times(factors[best])} ahead at {best}"] if factors[best] > LEVEL else []
+    parts += [f"{times(1 / factors[worst])} behind at {worst}"] if factors[worst] < 1 / LEVEL else []
+    return ", ".join(parts) or "level"
+
+
 def of_section(section):
     """A sentence for each table and rival."""
     sentences = []
@@ -39,5 +47,5 @@ def overview(sections):
             elif max(factors.values()) < 1 / LEVEL:
                 losses.append(f"{title} ({_range([1 / factor for factor in factors.values()])})")
             else:
-                mixed.append(title)
+                mixed.append(f"{title} ({_extremes(factors)})")
     return found
