@@ -156,6 +156,9 @@ impl Work {
     }
 }
 
+/// The time of so many rounds.
+type Measure = fn(&mut Work, u64) -> Duration;
+
 /// The metadata of a pool with one volume of 1 TiB, every block of it mapped.
 fn tebibyte() -> Arc<MemoryDevice> {
     let blocks = (1_u64 << 40) / BlockSize::DEFAULT.bytes();
@@ -207,7 +210,7 @@ fn benches(criterion: &mut Criterion) {
             let mut work = work();
             bencher.iter_custom(|rounds| work.changes(rounds, Work::map));
         });
-        let each: [(&str, fn(&mut Work, u64) -> Duration); 4] = [
+        let each: [(&str, Measure); 4] = [
             ("insert a block", Work::insert),
             ("snapshot", Work::snapshot),
             ("commit of 64 changes", Work::commits),
