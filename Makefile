@@ -108,7 +108,7 @@ chaos:
 	THINSNAP_CHAOS_KILLS=$(or $(KILLS),200) tests/leftovers.sh $(CARGO) test --test chaos -- --show-output --test-threads=1
 
 # Measures thinsnap next to its rivals; writes docs/benchmarks.md and .html, and benches/raw. Within 60 minutes, bench-quick within
-# 5; BENCH="--only first-write" takes some of it. Interrupted, the same command goes on.
+# 5 (without bench-versus); BENCH="--only first-write" takes some of it. Interrupted, the same command goes on.
 BENCH ?=
 bench: build
 	@tests/install-missing.sh $(BENCH_PACKAGES)

@@ -31,6 +31,8 @@ TOP = pathlib.Path(__file__).resolve().parent.parent
 SECTIONS = {
     module.SECTION: module
     for module in [first_write, overwrites, device_io, workloads, snapshots, images, footprint, versus]}
+# Only when it is named, or in a full run: it boots a machine that may be emulated. The report keeps its last figures.
+SLOW = [versus.SECTION]
 
 
 class Refused(Exception):
@@ -50,7 +52,8 @@ def parse():
     parser.add_argument(
         "--raw", type=pathlib.Path, help="where the figures as measured go [default: raw in --out; benches/raw for docs]")
     parser.add_argument("--engine", default="embedded", choices=["embedded", "kernel", "auto"], help="thinsnap's engine")
-    parser.add_argument("--only", help="sections to measure, separated by commas [default: all]")
+    parser.add_argument(
+        "--only", help=f"sections to measure, separated by commas [default: all; with --quick without {', '.join(SLOW)}]")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", dest="size", action="store_const", const="quick", default="full",
                       help="smaller sizes, fewer repeats: within 5 minutes; the whole within 60")
@@ -64,7 +67,10 @@ def parse():
     # This file stands in a directory of its own, made for this run by `thinsnap bench`.
     parser.add_argument("--laid-out", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    names = list(SECTIONS) if arguments.only is None else [name.strip() for name in arguments.only.split(",")]
+    if arguments.only is None:
+        names = [name for name in SECTIONS if arguments.size == "full" or name not in SLOW]
+    else:
+        names = [name.strip() for name in arguments.only.split(",")]
     if unknown := [name for name in names if name not in SECTIONS]:
         parser.error(f"no such section: {', '.join(map(repr, unknown))} (there are {', '.join(SECTIONS)})")
     arguments.sections = [module for name, module in SECTIONS.items() if name in names]

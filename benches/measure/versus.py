@@ -63,7 +63,7 @@ def measure(session, lives, images):
     if why := _why_not():
         session.not_run(THEIRS, why)
         return
-    session.step("all", lambda: _samples(_figures(session, lives, images)))
+    session.step("all", lambda: _samples(_figures(session, lives, images)), THEIRS)
 
 
 def _samples(figures):

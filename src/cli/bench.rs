@@ -27,7 +27,7 @@ pub struct BenchArgs {
     /// As small as it goes: shows that everything runs; the figures mean nothing
     #[arg(long, hide = true, conflicts_with = "quick")]
     tiny: bool,
-    /// Sections to measure, separated by commas [default: all; --list shows them]
+    /// Sections to measure, separated by commas [default: all, with --quick those that need no virtual machine; --list shows them]
     #[arg(long, value_name = "SECTIONS")]
     only: Option<OsString>,
     /// Directory on the disk to measure; everything made in it is removed again
