@@ -349,11 +349,8 @@ impl ThinPool for EmbeddedPool {
         let doing = |e: Error| e.doing(format_args!("delete device {id}"));
         let _claim = self.claims.claim(&[id]);
         self.backing.mode.check_changes().map_err(doing)?;
-        if self.find_active(id).is_some() {
-            let open = self.exporter.attached().contains(&(id, true));
-            if open || !self.detach(id).map_err(doing)? {
-                return Err(Error::new(ErrorKind::InUse, format!("delete device {id}: somebody has it open")));
-            }
+        if self.find_active(id).is_some() && (self.exporter.is_used(id) || !self.detach(id).map_err(doing)?) {
+            return Err(Error::new(ErrorKind::InUse, format!("delete device {id}: somebody has it open")));
         }
         let mut leaves = DELETE_LEAVES;
         loop {

@@ -213,6 +213,11 @@ pub trait Exporter: Send + Sync {
     /// The devices shown, ascending, with true for those that some process has open or mounted.
     fn attached(&self) -> Vec<(DeviceId, bool)>;
 
+    /// True if the device is shown and some process has it open or mounted. Looks at this one only.
+    fn is_used(&self, id: DeviceId) -> bool {
+        self.attached().contains(&(id, true))
+    }
+
     /// How many devices are shown. The same for one as for a thousand, unlike [`Exporter::attached`], which looks
     /// who has them open.
     fn count(&self) -> usize {

@@ -37,6 +37,16 @@ pub(super) enum Shown {
     Going(LoopDevice),
 }
 
+impl Shown {
+    /// The kernel's name of a device that can be used. `None`: it is being bound, or whoever it waits for has it open.
+    fn name_here(&self) -> Option<String> {
+        match self {
+            Self::Here(device) => Some(device.name()),
+            Self::Coming | Self::Going(_) => None,
+        }
+    }
+}
+
 /// One FUSE filesystem with a file per device, and a loop device on each file.
 ///
 /// Locks: `shown` is held for moments only, never while a file or device is opened.
@@ -280,18 +290,14 @@ impl Exporter for FuseExporter {
     }
 
     fn attached(&self) -> Vec<(DeviceId, bool)> {
-        let list: Vec<_> = self
-            .shown()
-            .iter()
-            .map(|(id, state)| match state {
-                Shown::Coming => (*id, None),
-                // Whoever it waits for has it open.
-                Shown::Going(_) => (*id, None),
-                Shown::Here(device) => (*id, Some(device.name())),
-            })
-            .collect();
+        let list: Vec<_> = self.shown().iter().map(|(id, state)| (*id, state.name_here())).collect();
         let users = Users::look();
         list.into_iter().map(|(id, name)| (id, name.is_none_or(|name| users.contains(&name)))).collect()
+    }
+
+    fn is_used(&self, id: DeviceId) -> bool {
+        let name = self.shown_for(id).get(&id).map(Shown::name_here);
+        name.is_some_and(|name| name.is_none_or(|name| Users::look().contains(&name)))
     }
 
     fn count(&self) -> usize {

@@ -324,14 +324,15 @@ impl Exporter for UblkExporter {
     }
 
     fn attached(&self) -> Vec<(DeviceId, bool)> {
-        let list: Vec<_> = {
-            let table = self.devices.table();
-            let name = |shown: &Shown| (shown.stage == Stage::Here).then(|| block_name(shown.number));
-            table.shown.iter().map(|(id, shown)| (*id, shown.as_ref().and_then(name))).collect()
-        };
+        let list: Vec<_> =
+            self.devices.table().shown.iter().map(|(id, shown)| (*id, name_here(shown.as_ref()))).collect();
         let users = Users::look();
-        // Whoever a device waits for has it open.
         list.into_iter().map(|(id, name)| (id, name.is_none_or(|name| users.contains(&name)))).collect()
+    }
+
+    fn is_used(&self, id: DeviceId) -> bool {
+        let name = self.devices.table().shown.get(&id).map(|shown| name_here(shown.as_ref()));
+        name.is_some_and(|name| name.is_none_or(|name| Users::look().contains(&name)))
     }
 
     fn count(&self) -> usize {
@@ -438,6 +439,11 @@ impl Exporter for UblkExporter {
         }
         Ok(())
     }
+}
+
+/// The kernel's name of a device that can be used. `None`: it is being made, or whoever it waits for has it open.
+fn name_here(shown: Option<&Shown>) -> Option<String> {
+    shown.filter(|shown| shown.stage == Stage::Here).map(|shown| block_name(shown.number))
 }
 
 impl Drop for UblkExporter {
