@@ -85,10 +85,8 @@ impl Backend {
             tracing::info!("finished putting new metadata in its place");
         }
         private_dir(&config.run_dir)?;
-        let engine = PoolEngine::start(config, &paths, keeping).inspect_err(|_| {
-            // Goes only if it is empty: what stands in it belongs to a pool-host or to the kernel's pool.
-            drop(std::fs::remove_dir(&config.run_dir));
-        })?;
+        let engine =
+            PoolEngine::start(config, &paths, keeping).inspect_err(|_| run_dir::remove_unused(&config.run_dir))?;
         let pool = engine.pool();
         pool.set_no_space(config.room.first_policy())?;
         let snapshotter = Snapshotter::open(pool, store.clone(), config.snapshotter.clone())?;

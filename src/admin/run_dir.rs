@@ -38,9 +38,46 @@ pub(super) fn remove(run_dir: &Path) {
     }
 }
 
+/// Takes the directory away if no pool-host came to anything in it: it has a starter's lock and a log without a word at
+/// most. What else stands in it belongs to a pool-host, dead or alive, or to the kernel's pool. The caller holds the
+/// root's lock.
+pub(super) fn remove_unused(run_dir: &Path) {
+    let Ok(mut entries) = std::fs::read_dir(run_dir) else { return };
+    let is_unused = entries.all(|entry| {
+        entry.is_ok_and(|entry| {
+            let is_empty = entry.metadata().is_ok_and(|file| file.is_file() && file.len() == 0);
+            is_empty && (entry.file_name() == "host.lock" || entry.file_name() == "host.log")
+        })
+    });
+    if is_unused {
+        remove(run_dir);
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::remove;
+    use super::{remove, remove_unused};
+
+    #[test]
+    fn a_refused_start_leaves_nothing_and_takes_nothing_of_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("run");
+        let begin = || {
+            std::fs::create_dir_all(&run_dir).unwrap();
+            std::fs::write(run_dir.join("host.lock"), "").unwrap();
+            std::fs::write(run_dir.join("host.log"), "").unwrap();
+        };
+        begin();
+        remove_unused(&run_dir);
+        assert!(!run_dir.exists());
+        for (name, text) in [("host.alive", ""), ("intent.log", ""), ("host.log", "what happened")] {
+            begin();
+            std::fs::write(run_dir.join(name), text).unwrap();
+            remove_unused(&run_dir);
+            assert!(run_dir.join("host.lock").exists() && run_dir.join(name).exists(), "{name}");
+            std::fs::remove_dir_all(&run_dir).unwrap();
+        }
+    }
 
     #[test]
     fn what_is_ours_goes_and_what_is_not_stays() {
