@@ -245,6 +245,7 @@ impl KernelPool {
                 return Err(Error::new(ErrorKind::InUse, format!("close the pool: device {id} was opened just then")));
             }
         }
+        self.pool.removals.finish_all();
         self.live.end_any_view(&self.pool)?;
         let Some(below) = &self.below else { return self.lock.give_back() };
         // Its state tells whether all is durable; taking the pool away commits too, and tells nobody.

@@ -48,6 +48,13 @@ impl Removals {
         join(taken);
     }
 
+    /// Waits until the kernel has taken apart all that was taken away: it holds the pool until then, and with it what is
+    /// below, whose last reference goes with the thread that gives it up.
+    pub(super) fn finish_all(&self) {
+        let taken = std::mem::take(&mut *self.lock());
+        join(taken);
+    }
+
     fn keep(&self, name: &str, thread: JoinHandle<()>) {
         let mut running = self.lock();
         running.retain(|(_, other)| !other.is_finished());
@@ -61,7 +68,7 @@ impl Removals {
 
 impl Drop for Removals {
     fn drop(&mut self) {
-        join(self.lock().drain(..).collect());
+        self.finish_all();
     }
 }
 

@@ -262,6 +262,8 @@ impl ThinPool for KernelPool {
             // One commit is enough: the one that follows, when nobody can write any more.
             true => devices.write_back(&state),
         };
+        // Its last opener closed it a moment ago, which wrote back what it had: it goes by itself.
+        let written = written.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) });
         let gone = devices.hide(id).map_err(doing)?;
         written.map_err(doing)?;
         if gone || !in_use {
