@@ -107,8 +107,8 @@ chaos:
 	@tests/install-missing.sh $(TEST_PACKAGES)
 	THINSNAP_CHAOS_KILLS=$(or $(KILLS),200) tests/leftovers.sh $(CARGO) test --test chaos -- --show-output --test-threads=1
 
-# Measures thinsnap next to its rivals; writes docs/benchmarks.md and .html, and benches/raw. Within 60 minutes, bench-quick within
-# 5 (without bench-versus); BENCH="--only first-write" takes some of it. Interrupted, the same command goes on.
+# Measures thinsnap next to its rivals; writes docs/benchmarks.md and .html, and benches/raw. Within 60 minutes, bench-quick in
+# 4 to 6 (without bench-versus); BENCH="--only first-write" takes some of it. Interrupted, the same command goes on.
 BENCH ?=
 bench: build
 	@tests/install-missing.sh $(BENCH_PACKAGES)
