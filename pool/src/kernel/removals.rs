@@ -3,7 +3,7 @@
 //! A device without openers is out of sight at the very beginning of its removal: from then on nobody can open it, so
 //! what has reached the pool is all that ever will. Taking it apart then costs the kernel some grace periods, tens of
 //! milliseconds that nobody need wait for: the name is free for the next device at once. Only who wants the thin device
-//! itself deleted waits until it is over.
+//! itself deleted, or the pool closed, waits until it is over.
 
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
