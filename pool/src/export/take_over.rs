@@ -100,11 +100,11 @@ impl FuseExporter {
             // Nobody was there before.
             _ => return Ok(()),
         };
-        // The kernel sends again only what it once agreed to send again.
+        // The kernel sends again only what it once agreed to send again. It is asked before anybody reads: it would send
+        // again what a loop of ours had read by then, and the second of two equal writes could land over a newer one.
         self.nodes.resume();
-        let serving = Serving::start(session, &self.nodes, self.worker_threads, self.alive.as_ref())?;
-        serving.resend()?;
-        *service = Service::Running(serving);
+        session.resend()?;
+        *service = Service::Running(Serving::start(session, &self.nodes, self.worker_threads, self.alive.as_ref())?);
         Ok(())
     }
 

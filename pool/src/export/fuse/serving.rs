@@ -9,7 +9,7 @@ use crate::export::fuse::asking::Asking;
 use crate::export::fuse::loop_parts::LoopParts;
 use crate::export::fuse::node::Nodes;
 use crate::export::fuse::ring_loop::RingLoop;
-use crate::export::fuse::session::{Session, duplicate, resend};
+use crate::export::fuse::session::{Session, duplicate};
 use crate::export::fuse::thread_loop::ThreadLoop;
 use crate::export::residency::shun_memory_pressure;
 use crate::export::work::{LoopThreads, Started, Workers};
@@ -46,11 +46,6 @@ impl Serving {
     /// Further descriptors of the connection.
     pub(in crate::export) fn descriptors(&self) -> Result<Vec<OwnedFd>> {
         self.devices.iter().map(|device| duplicate(device)).collect()
-    }
-
-    /// Has the kernel send again what a server before this one did not answer.
-    pub(in crate::export) fn resend(&self) -> Result<()> {
-        self.devices.first().map_or(Ok(()), |device| resend(device))
     }
 }
 

@@ -76,6 +76,11 @@ impl Session {
         self.fds.iter().map(duplicate).collect()
     }
 
+    /// Has the kernel send again, over any of the descriptors, what was read from the connection and never answered.
+    pub(in crate::export) fn resend(&self) -> Result<()> {
+        self.fds.first().map_or(Ok(()), resend)
+    }
+
     fn clone_first(&self) -> Result<OwnedFd> {
         let fd = open_device()?;
         let mut source = u32::try_from(self.fds[0].as_raw_fd()).expect("an open descriptor is not negative");
