@@ -4,12 +4,13 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount, umount};
+use nix::sched::{CloneFlags, unshare};
 
 use super::dice::Dice;
 use super::process::{must, program, wait_until};
@@ -66,10 +67,19 @@ impl Container {
         fio.current_dir(point.parent().unwrap()).stdin(Stdio::null());
         let fio = fio.stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap();
         let stop = Arc::new(AtomicBool::new(false));
+        let apart = Arc::new(Barrier::new(2));
         let churn = std::thread::spawn({
-            let (point, stop) = (point.clone(), Arc::clone(&stop));
-            move || churn(&point, &mut Dice::new(seed), &stop)
+            let (point, stop, apart) = (point.clone(), Arc::clone(&stop), Arc::clone(&apart));
+            move || {
+                // A service that is started while a file here is open would hold it until its exec. If the file was removed
+                // by then, that closing waits for its data to be written, and so for the host that is to be started.
+                unshare(CloneFlags::CLONE_FILES).unwrap();
+                apart.wait();
+                churn(&point, &mut Dice::new(seed), &stop)
+            }
         });
+        // What the caller opens from now on is not held there.
+        apart.wait();
         Self { device, point, fio: Some(fio), log, stop, churn: Some(churn) }
     }
 
