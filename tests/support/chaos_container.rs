@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,8 +10,10 @@ use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount, umount};
 use nix::sched::{CloneFlags, unshare};
+use nix::unistd::close;
 
 use super::dice::Dice;
 use super::process::{must, program, wait_until};
@@ -71,9 +74,7 @@ impl Container {
         let churn = std::thread::spawn({
             let (point, stop, apart) = (point.clone(), Arc::clone(&stop), Arc::clone(&apart));
             move || {
-                // A service that is started while a file here is open would hold it until its exec. If the file was removed
-                // by then, that closing waits for its data to be written, and so for the host that is to be started.
-                unshare(CloneFlags::CLONE_FILES).unwrap();
+                have_files_of_my_own();
                 apart.wait();
                 churn(&point, &mut Dice::new(seed), &stop)
             }
@@ -122,6 +123,22 @@ impl Drop for Container {
         if let Some(churn) = self.churn.take() {
             let _ = churn.join();
             let _ = umount(&self.point);
+        }
+    }
+}
+
+/// Gives this thread a table of files of its own. A service that is started while a file of the container is open would
+/// hold it until its exec; if it was removed by then, that closing waits for its data to be written, and so for the host
+/// that is to be started. The others' files are closed in it: who reads a program's pipe to its end waits for all writers.
+fn have_files_of_my_own() {
+    unshare(CloneFlags::CLONE_FILES).unwrap();
+    let entries: Vec<_> =
+        fs::read_dir("/proc/thread-self/fd").unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    for fd in entries.iter().map(|name| name.to_str().unwrap().parse::<RawFd>().unwrap()).filter(|fd| *fd > 2) {
+        match close(fd) {
+            // The list itself was closed at its end.
+            Ok(()) | Err(Errno::EBADF) => {}
+            Err(errno) => panic!("close descriptor {fd}: {errno}"),
         }
     }
 }

@@ -23,7 +23,7 @@ import run
 LIST = kernel.HERE / "kernel-tests"
 # Where cargo runs the tests of a package: the package's own directory.
 DIRECTORIES = {"thinsnap": kernel.HERE.parent.parent, "thinsnap-pool": kernel.HERE.parent.parent / "pool"}
-SECONDS = 3600
+SECONDS = 7200
 MEMORY_MIB = 3072
 
 
