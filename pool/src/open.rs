@@ -81,7 +81,7 @@ pub fn open_embedded(
     let doing = |e: Error| e.doing(format_args!("open the pool in {}", paths.metadata.display()));
     let device: Arc<dyn BlockDevice> = Arc::new(open_for_embedded(&paths.metadata).map_err(doing)?);
     let data: Arc<dyn BlockDevice> = Arc::new(open_for_embedded(&paths.data).map_err(doing)?);
-    let metadata = Metadata::open(Arc::clone(&device), OpenMode::ReadWrite).map_err(doing)?;
+    let metadata = Metadata::open_settled(Arc::clone(&device)).map_err(doing)?;
     EmbeddedPool::with_options(metadata, device, data, exporter, options).map(Arc::new).map_err(doing)
 }
 

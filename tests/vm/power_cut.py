@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Cuts the power of a machine in which containers write to a thinsnap pool, again and again (`make power-cut-vm`).
 
-  tests/vm/power_cut.py [--rounds 20] [--kernel 6.12] [--engine embedded|kernel|both] [--seed N] --thinsnap PROGRAM
+  tests/vm/power_cut.py [--rounds 20] [--kernel 6.12] [--engine embedded|kernel|both] [--seed N] [--keep FILE] --thinsnap PROGRAM
 
 Each round boots a guest on one disk (thinsnap's root on ext4, the pool's files in it), lets power_cut_load.py judge what
 the last cut left and start its load, and kills QEMU at a random moment. That alone would lose only what the guest held
@@ -135,6 +135,8 @@ def one_round(number, options, chosen, accelerator, disk, dice):
     )
     said = heard.text.decode(errors="replace").strip()
     if outcome.status is not None:
+        if options.keep:
+            subprocess.run(["cp", "--sparse=always", disk.path, options.keep], check=True)
         raise kernel.Failed(f"round {number}, {engine}: status {outcome.status}: {said}")
     lost = lose_power(before.path, log.path, dice)
     first = said.splitlines()[0]
@@ -148,6 +150,7 @@ def main():
     parser.add_argument("--kernel", default="6.12", choices=kernel.SUITES)
     parser.add_argument("--engine", default="embedded", choices=["embedded", "kernel", "both"])
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="for the disk that a round failed on, as the cut left it")
     parser.add_argument("--thinsnap", type=Path, required=True)
     options = parser.parse_args()
     options.thinsnap = options.thinsnap.resolve()

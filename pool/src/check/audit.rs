@@ -114,7 +114,7 @@ fn judge_superblock(device: &dyn BlockDevice, superblock: &Superblock, block: &B
     let odd = [
         (superblock.flags & !1 != 0, format!("flags {:#x} beyond needs_check", superblock.flags)),
         (superblock.version != 2, format!("version {}, 2 is usual", superblock.version)),
-        (superblock.compat_flags != 0, format!("compat_flags {:#x}", superblock.compat_flags)),
+        (superblock.foreign_compat() != 0, format!("compat_flags {:#x}", superblock.foreign_compat())),
         (
             superblock.is_logged(),
             "compat_ro_flags: marked as having an intent log; no kernel serves the pool before that is drained"

@@ -18,5 +18,5 @@ pub(crate) use space_map::{
     Bitmap, ENTRIES_PER_BITMAP, INDEX_ENTRIES_MAX, IndexEntry, OVERFLOW, SpaceMapRoot, decode_index, encode_index,
     index_sequence,
 };
-pub(crate) use superblock::{FLAG_NEEDS_CHECK, SUPERBLOCK, Superblock, marked_logged};
+pub(crate) use superblock::{FLAG_NEEDS_CHECK, SUPERBLOCK, Superblock, marked_logged, marked_served};
 pub(crate) use tree_kind::TreeKind;

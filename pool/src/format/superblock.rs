@@ -13,10 +13,14 @@ pub(crate) const FLAG_NEEDS_CHECK: u32 = 1;
 /// Bit of compat_ro_flags: an intent log may hold changes that this state lacks. No kernel knows the bit, so none writes
 /// to the pool, while readers (thin_check, thin_dump) pass it by.
 pub(crate) const COMPAT_RO_LOGGED: u32 = 1 << 24;
+/// Bit of compat_flags: a kernel was given the pool and nobody has taken it back in order, so that there may be data blocks
+/// that are counted and mapped by nobody. Everybody passes it by, and the kernel keeps it.
+pub(crate) const COMPAT_SERVED: u32 = 1 << 24;
 
 const MAGIC: u64 = 27_022_010;
 const VERSION: u32 = 2;
 const METADATA_BLOCK_SECTORS: u32 = 8;
+const COMPAT_FLAGS: usize = 352;
 const COMPAT_RO_FLAGS: usize = 356;
 
 /// The fields of a superblock.
@@ -103,7 +107,7 @@ impl Superblock {
             data_block_sectors: u32_at(block, 336),
             metadata_block_sectors: u32_at(block, 340),
             metadata_nr_blocks: u64_at(block, 344),
-            compat_flags: u32_at(block, 352),
+            compat_flags: u32_at(block, COMPAT_FLAGS),
             compat_ro_flags: u32_at(block, COMPAT_RO_FLAGS),
             incompat_flags: u32_at(block, 360),
         })
@@ -126,7 +130,7 @@ impl Superblock {
         put_u32(&mut block[..], 336, self.data_block_sectors);
         put_u32(&mut block[..], 340, self.metadata_block_sectors);
         put_u64(&mut block[..], 344, self.metadata_nr_blocks);
-        put_u32(&mut block[..], 352, self.compat_flags);
+        put_u32(&mut block[..], COMPAT_FLAGS, self.compat_flags);
         put_u32(&mut block[..], COMPAT_RO_FLAGS, self.compat_ro_flags);
         put_u32(&mut block[..], 360, self.incompat_flags);
         seal(BlockKind::Superblock, number, &mut block);
@@ -148,6 +152,21 @@ impl Superblock {
         self.compat_ro_flags = self.foreign_compat_ro() | if logged { COMPAT_RO_LOGGED } else { 0 };
     }
 
+    /// True if a kernel was given the pool and nobody has taken it back in order.
+    pub(crate) fn is_served(&self) -> bool {
+        self.compat_flags & COMPAT_SERVED != 0
+    }
+
+    /// Takes that mark off.
+    pub(crate) fn clear_served(&mut self) {
+        self.compat_flags = self.foreign_compat();
+    }
+
+    /// Features that everybody may ignore, and that this build does not know.
+    pub(crate) fn foreign_compat(&self) -> u32 {
+        self.compat_flags & !COMPAT_SERVED
+    }
+
     /// Features that forbid writing to everybody who does not know them, and that this build does not know.
     pub(crate) fn foreign_compat_ro(&self) -> u32 {
         self.compat_ro_flags & !COMPAT_RO_LOGGED
@@ -156,9 +175,18 @@ impl Superblock {
 
 /// A sound superblock with the mark of an intent log set or taken off, sealed; no other byte differs.
 pub(crate) fn marked_logged(block: &Block, logged: bool) -> Box<Block> {
+    marked(block, COMPAT_RO_FLAGS, COMPAT_RO_LOGGED, logged)
+}
+
+/// A sound superblock with the mark of a pool that a kernel serves set or taken off, sealed; no other byte differs.
+pub(crate) fn marked_served(block: &Block, served: bool) -> Box<Block> {
+    marked(block, COMPAT_FLAGS, COMPAT_SERVED, served)
+}
+
+fn marked(block: &Block, field: usize, bit: u32, set: bool) -> Box<Block> {
     let mut marked: Box<Block> = Box::new(*block);
-    let others = u32_at(block, COMPAT_RO_FLAGS) & !COMPAT_RO_LOGGED;
-    put_u32(&mut marked[..], COMPAT_RO_FLAGS, if logged { others | COMPAT_RO_LOGGED } else { others });
+    let others = u32_at(block, field) & !bit;
+    put_u32(&mut marked[..], field, if set { others | bit } else { others });
     seal(BlockKind::Superblock, SUPERBLOCK, &mut marked);
     marked
 }

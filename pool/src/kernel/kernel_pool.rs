@@ -22,7 +22,7 @@ use crate::kernel::options::{AdoptOptions, KernelOptions, PoolFeatures};
 use crate::kernel::pool_device::PoolDevice;
 use crate::kernel::table::PoolTable;
 use crate::kernel::thin_device::ThinDevices;
-use crate::meta::Metadata;
+use crate::meta::{Metadata, write_served};
 use crate::units::{BlockSize, DeviceId};
 
 /// A pool whose blocks the kernel moves.
@@ -267,6 +267,10 @@ impl KernelPool {
         };
         if !News::default().wait(LETTING_GO, OFTEN, free)? {
             tracing::warn!("the devices below {name} are still held: another program has one of them open");
+        } else if committed.is_ok()
+            && let Err(e) = below[0].beside().and_then(|metadata| write_served(&metadata, false))
+        {
+            tracing::warn!("the next start looks for blocks that the kernel lost: {e}");
         }
         self.lock.give_back()?;
         committed

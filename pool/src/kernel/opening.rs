@@ -18,7 +18,7 @@ use crate::kernel::names::Names;
 use crate::kernel::options::PoolFeatures;
 use crate::kernel::pool_device::PoolDevice;
 use crate::kernel::table::PoolTable;
-use crate::meta::{Metadata, OpenMode};
+use crate::meta::{Metadata, write_served};
 use crate::units::ByteCount;
 
 /// The pool's device, with a table, if the kernel serves it. Errors: `InUse` if another's has its name.
@@ -82,7 +82,7 @@ pub(super) fn start(
 ) -> Result<(DeviceNumber, [Below; 2])> {
     let [metadata, data] = [claim(paths[0])?, claim(paths[1])?];
     // As strictly as the embedded engine: the kernel looks at little of this before it is too late.
-    let found = Metadata::open(Arc::clone(&metadata.device) as Arc<dyn BlockDevice>, OpenMode::ReadWrite)?;
+    let found = Metadata::open_settled(Arc::clone(&metadata.device) as Arc<dyn BlockDevice>)?;
     if found.is_logged() {
         return Err(Error::new(
             ErrorKind::InUse,
@@ -103,6 +103,7 @@ pub(super) fn start(
             ),
         ));
     }
+    write_served(&*metadata.device, true)?;
     let metadata = metadata.show()?;
     let data = data.show().inspect_err(|_| give_back(&metadata))?;
     let table = PoolTable {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::device::BlockDevice;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Block, FLAG_NEEDS_CHECK, Node, SUPERBLOCK, Superblock, TreeKind, marked_logged};
+use crate::format::{Block, FLAG_NEEDS_CHECK, Node, SUPERBLOCK, Superblock, TreeKind, marked_logged, marked_served};
 use crate::meta::btree::{insert, remove};
 use crate::meta::metadata::{DataRun, Metadata};
 use crate::meta::transaction::read_block;
@@ -209,13 +209,29 @@ impl Metadata {
         debug_assert!(!self.frozen, "the superblock on its way would overwrite this one");
         let logged = self.superblock.is_logged();
         let doing = |e: Error| e.doing(if logged { "mark the pool as logged" } else { "take the mark of a log off" });
-        let block = read_block(device, SUPERBLOCK).map_err(doing)?;
-        if Superblock::decode(SUPERBLOCK, &block).map_err(doing)?.is_logged() == logged {
-            return Ok(());
-        }
-        write_run(device, SUPERBLOCK, &marked_logged(&block, logged)[..]).map_err(doing)?;
-        device.flush().map_err(doing)
+        write_mark(device, logged, Superblock::is_logged, marked_logged).map_err(doing)
     }
+}
+
+/// Marks the superblock that stands on `device` as that of a pool which a kernel was given, or takes the mark off, durably,
+/// unless it is so already. Errors: `Corrupt`, `Io`.
+pub(crate) fn write_served(device: &dyn BlockDevice, served: bool) -> Result<()> {
+    let doing = if served { "mark the pool as the kernel's" } else { "take the mark of the kernel off" };
+    write_mark(device, served, Superblock::is_served, marked_served).map_err(|e| e.doing(doing))
+}
+
+fn write_mark(
+    device: &dyn BlockDevice,
+    wanted: bool,
+    is_set: impl Fn(&Superblock) -> bool,
+    marked: impl Fn(&Block, bool) -> Box<Block>,
+) -> Result<()> {
+    let block = read_block(device, SUPERBLOCK)?;
+    if is_set(&Superblock::decode(SUPERBLOCK, &block)?) == wanted {
+        return Ok(());
+    }
+    write_run(device, SUPERBLOCK, &marked(&block, wanted)[..])?;
+    device.flush()
 }
 
 /// Which superblock stands on `device`: 64 bits of checksums over all that it says but its flags and the mark of an

@@ -6,6 +6,7 @@ mod commit;
 mod counts;
 mod devices;
 mod grow;
+mod lost_data;
 mod mappings;
 mod metadata;
 mod open;
@@ -20,6 +21,7 @@ mod written;
 mod tests;
 
 pub use crate::format::DeviceDetails;
+pub(crate) use commit::write_served;
 pub use commit::{Frozen, superblock_fingerprint};
 pub use metadata::{DataRun, FormatOptions, MappedRun, Metadata, OpenMode, SpaceCounts};
 pub(crate) use views::{check_superblock, without_log};

@@ -171,6 +171,7 @@ impl Story {
     /// Judges the disk, and remembers what was counted, after a turn that ended in good order.
     fn closed(&mut self, counts: Counts, story: &str) {
         let image = self.disks.image();
+        assert!(!is_marked(&image), "{story}: the mark of the kernel stays");
         let report = audit(&thinsnap_pool::MemoryDevice::from_bytes(image), &|_| ()).unwrap();
         assert_eq!(report.data_used, counts.data_used, "{story}");
         assert_eq!(report.devices, self.model.devices.len() as u64, "{story}");
@@ -222,13 +223,18 @@ impl Story {
         pool.close().unwrap();
         drop(pool);
         let ops = self.model.story(&mut self.random, 3);
+        // An operation of these may have deleted the last device; then there is nothing to be killed in.
+        let Some(storm) = self.model.storm(&mut self.random, STORM) else {
+            let pool =
+                open_embedded(&self.disks.paths(), DirectExporter::new(), &self.disks.embedded_options()).unwrap();
+            self.perform(&*pool, &open, &ops);
+            return pool.close().unwrap();
+        };
         for op in &ops {
             if let Op::Grow { data, metadata } = *op {
                 self.disks.grow(data, metadata);
             }
         }
-        // An operation of these may have deleted the storm's device.
-        let Some(storm) = self.model.storm(&mut self.random, STORM) else { return };
         let pages = 1 + usize::try_from(self.random.below(storm.pages.len() as u64)).unwrap();
         let progress = kill_in_a_storm(&self.disks, &ops, &storm, pages);
         if end == End::PowerCut {
@@ -274,6 +280,7 @@ impl Story {
                 self.disks.mend();
                 let sure = progress.flushed;
                 self.pending = Some((storm, sure));
+                assert!(is_marked(&self.disks.image()), "{story}: nobody would look for blocks that the kernel lost");
             }
         }
         assert!(!run("dmsetup", ["ls"]).contains("-pool"), "{story}: the kernel still has the pool");
@@ -348,6 +355,11 @@ impl Story {
             self.disks.put_image(&without_needs_check(&image));
         }
     }
+}
+
+/// True if the superblock says that a kernel was given the pool: bit 24 of compat_flags.
+fn is_marked(image: &[u8]) -> bool {
+    image[355] & 1 == 1
 }
 
 /// `MAJOR:MINOR` of a block device.

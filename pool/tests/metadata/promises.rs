@@ -443,3 +443,22 @@ fn a_pool_rewritten_by_thin_restore_opens_again() {
     assert_sound(&restored.to_bytes(), "restored");
     assert_thin_check_accepts(&restored.to_bytes(), "restored");
 }
+
+#[test]
+fn the_mark_of_a_pool_that_a_kernel_was_given_is_passed_by_and_taken_off() {
+    let (device, mut metadata) = pool(512, 100);
+    metadata.create_thin(id(1)).unwrap();
+    write(&mut metadata, 1, 0, 5);
+    commit(&device, &mut metadata);
+    drop(metadata);
+    let plain = device.to_bytes();
+    let mut image = plain.clone();
+    operate(&mut image, Kind::Superblock, 0, 355, &[1]);
+    assert_sound(&image, "marked");
+    assert_thin_check_accepts(&image, "marked");
+    let device = Arc::new(MemoryDevice::from_bytes(image));
+    drop(open(&device));
+    let settled = Metadata::open_settled(Arc::clone(&device) as Arc<dyn BlockDevice>).unwrap();
+    assert_eq!(settled.data_space().used, 5);
+    assert!(device.to_bytes() == plain, "nothing was lost, so that nothing but the mark is changed");
+}
