@@ -226,3 +226,49 @@ fn a_word_that_is_no_engine_is_refused_with_the_words_that_are() {
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("auto, kernel or embedded"));
 }
+
+/// As a SIGKILL leaves it that meets the service while it holds the pool still and another thread of it waits for a device
+/// of the pool: that thread cannot end, so that the process keeps its locks, and nobody takes its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
+async fn root_a_pool_goes_on_when_the_thread_that_stopped_it_has_ended_and_not_before() {
+    if !can_run("root_a_pool_goes_on_when_the_thread_that_stopped_it_has_ended_and_not_before") {
+        return;
+    }
+    let mut service = Service::start("[default]\nsize = '512M'\n");
+    service.stop();
+    service.set_engine("kernel");
+    service.up();
+    let mut client = Client::new(&service.socket(), "thinsnap");
+    let device = client.prepare("web", "").await.unwrap();
+    let mounted = Mounted::new(&device, &service.dir().join("mounted"));
+    let devices = must_say(Command::new("dmsetup").arg("ls"));
+    let pool = devices.split_whitespace().find(|name| name.ends_with("-pool")).unwrap();
+    let is_stopped = || must_say(Command::new("dmsetup").args(["info", pool])).contains("SUSPENDED");
+
+    let (told, hear) = std::sync::mpsc::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let owner = std::thread::spawn(move || {
+        told.send(nix::unistd::gettid().to_string()).unwrap();
+        ended.recv().unwrap_err();
+    });
+    let thread = hear.recv().unwrap();
+    let mut watcher = Command::new(THINSNAP);
+    watcher.args(["resume-orphan", pool, "--process", &std::process::id().to_string(), "--thread", &thread]);
+    let mut watcher = watcher.spawn().unwrap();
+    must_say(Command::new("dmsetup").args(["suspend", "--noflush", "--nolockfs", pool]));
+    for _ in 0..5 {
+        std::thread::park_timeout(Duration::from_millis(100));
+        assert!(is_stopped() && watcher.try_wait().unwrap().is_none(), "its owner lives");
+    }
+    drop(end);
+    owner.join().unwrap();
+    wait_until("the pool to go on", Duration::from_secs(20), || !is_stopped());
+    assert!(watcher.wait().unwrap().success());
+    mounted.write("later", b"all is well");
+
+    drop(mounted);
+    client.remove("web").await.unwrap();
+    drop(client);
+    service.stop_and_leave_nothing();
+}

@@ -36,7 +36,7 @@ pub use host::{
 };
 pub use kernel::{
     AdoptOptions, Discards, KernelOptions, KernelPool, PoolFeatures, RunningPool, RunningThin, WhenFull,
-    find_running_pool,
+    find_running_pool, resume_orphan,
 };
 pub use meta::{
     DataRun, DeviceDetails, FormatOptions, Frozen, MappedRun, Metadata, OpenMode, SpaceCounts, superblock_fingerprint,

@@ -179,6 +179,7 @@ pub fn kernel_options(config: &Config) -> KernelOptions {
         intent_log: Some(intent_log_in(&config.run_dir)),
         // For a pool that another program made, which has no identity to name its devices by.
         name: run_dir_of(&config.root).file_name().map(|name| name.to_string_lossy().into_owned()),
+        watcher: std::env::current_exe().ok(),
         ..KernelOptions::default()
     }
 }

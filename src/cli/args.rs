@@ -173,6 +173,25 @@ pub enum Command {
         "thinsnap serve --root DIR   (starts the pool-host that it needs)",
     ))]
     PoolHost(PoolHostArgs),
+    /// Resume a pool of the kernel when the thread that stopped it has ended (started by whoever stops one)
+    #[command(hide = true, after_help = examples!(
+        "thinsnap resume-orphan thinsnap-NAME-pool --process 4711 --thread 4712",
+        "thinsnap serve --engine kernel   (starts the watcher that it needs)",
+    ))]
+    ResumeOrphan(ResumeOrphanArgs),
+}
+
+/// What whoever is about to stop a pool tells the process that watches him.
+#[derive(Debug, Clone, Args)]
+pub struct ResumeOrphanArgs {
+    /// The pool's device of device-mapper
+    pub device: String,
+    /// Process id of who stops it
+    #[arg(long, value_name = "PID")]
+    pub process: u32,
+    /// Thread id of who stops it
+    #[arg(long, value_name = "TID")]
+    pub thread: u32,
 }
 
 /// What the service tells the pool-host that it starts.

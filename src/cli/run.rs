@@ -1,6 +1,6 @@
 //! From a parsed command to its noun.
 
-use thinsnap_pool::{ByteCount, Export, PoolPaths};
+use thinsnap_pool::{ByteCount, Export, PoolPaths, resume_orphan};
 
 use crate::cli::args::{Cli, Command, PoolHostArgs};
 use crate::cli::output::Output;
@@ -24,6 +24,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Doctor(args) => doctor::run(&args, &global, output),
         Command::Bench(args) => Err(bench::run(&args, &global)),
         Command::BenchCaller => bench_caller::run(&global),
+        Command::ResumeOrphan(args) => Ok(resume_orphan(&args.device, args.process, args.thread)?),
         Command::PoolHost(args) => {
             let (no_space, metadata_cache) = (args.no_space(), ByteCount(args.metadata_cache));
             let PoolHostArgs { data, metadata, run_dir, .. } = args;

@@ -63,7 +63,8 @@ impl KernelPool {
             Some(state) => (state.number, attach(&control, &names, state, [metadata, data], options.features)?),
             None => start(&control, &names, [metadata, data], options.features)?,
         };
-        let pool = PoolDevice::new(control, names.pool_name(), number);
+        let pool =
+            PoolDevice { watcher: options.watcher.clone(), ..PoolDevice::new(control, names.pool_name(), number) };
         let block_size = pool.table()?.block_size;
         let node = below[0].node.clone();
         let opened = Self::assemble(pool, names, node, block_size, Some(below), options.run_dir.clone(), lock);

@@ -59,6 +59,10 @@ pub struct KernelOptions {
     pub intent_log: Option<PathBuf>,
     /// Stands for the pool's identity in device names, for pools that have none; at most 32 letters and digits.
     pub name: Option<String>,
+    /// A program that, called as `PROGRAM resume-orphan NAME --process PID --thread TID`, does what
+    /// [`resume_orphan`](crate::kernel::resume_orphan) says: it stands by while the pool is stopped. Without it, a process
+    /// that is killed in just such a moment may leave a pool that stays stopped until somebody resumes it by hand.
+    pub watcher: Option<PathBuf>,
 }
 
 impl Default for KernelOptions {
@@ -68,6 +72,7 @@ impl Default for KernelOptions {
             run_dir: PathBuf::from("/run/thinsnap"),
             intent_log: None,
             name: None,
+            watcher: None,
         }
     }
 }

@@ -1,10 +1,12 @@
 //! The pool as a device of device-mapper: messages, status, tables.
 
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::control::Control;
 use crate::kernel::device_number::DeviceNumber;
+use crate::kernel::orphan::Watcher;
 use crate::kernel::removals::Removals;
 use crate::kernel::status_line::{PoolLine, PoolReport};
 use crate::kernel::table::PoolTable;
@@ -19,11 +21,13 @@ pub(super) struct PoolDevice {
     /// messages, which change what somebody stopped the pool to read.
     pub(super) running: RwLock<()>,
     pub(super) removals: Removals,
+    /// See [`Watcher`].
+    pub(super) watcher: Option<PathBuf>,
 }
 
 impl PoolDevice {
     pub(super) fn new(control: Arc<Control>, name: String, number: DeviceNumber) -> Self {
-        Self { control, name, number, running: RwLock::default(), removals: Removals::default() }
+        Self { control, name, number, running: RwLock::default(), removals: Removals::default(), watcher: None }
     }
 
     /// The pool's state. With `commit` everything that was done is durable first.
@@ -109,6 +113,8 @@ impl PoolDevice {
     /// changes by nothing but what `work` [sends](Self::send).
     pub(super) fn stopped<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let _stopping = self.running.write().unwrap_or_else(PoisonError::into_inner);
+        // Ended last.
+        let _watcher = Watcher::start(self.watcher.as_deref(), &self.name);
         self.control.suspend(&self.name)?;
         let _resume = Resume { control: &self.control, name: &self.name };
         work()
