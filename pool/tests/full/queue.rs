@@ -19,6 +19,11 @@ const LONG: Duration = Duration::from_secs(600);
 /// Far above what is promised: the machine may be shared.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
+/// Blocks that are not there yet, none beside another: the kernel makes one request of neighbours.
+fn place(n: u64) -> u64 {
+    300 + 2 * n
+}
+
 fn queue_for(wait: Duration) -> NoSpace {
     NoSpace { wait, ..NoSpace::default() }
 }
@@ -76,7 +81,7 @@ fn root_nobody_waits_behind_writes_that_wait_for_room() {
             .map(|n| {
                 scope.spawn({
                     let one = &one;
-                    move || one.write_block(300 + n, 7)
+                    move || one.write_block(place(n), 7)
                 })
             })
             .collect();
@@ -105,7 +110,7 @@ fn root_nobody_waits_behind_writes_that_wait_for_room() {
     });
     times.into_iter().for_each(Times::judge);
     assert_eq!(client.status().unwrap().mode, PoolMode::Write);
-    (0..WAITING).for_each(|n| assert_eq!(one.read_block(300 + n), 7));
+    (0..WAITING).for_each(|n| assert_eq!(one.read_block(place(n)), 7));
     (8..64).for_each(|block| assert_eq!(two.read_block(block), 1));
     drop((one, two));
     end(&dir, &client);
@@ -166,7 +171,7 @@ fn root_more_writes_than_may_wait_leave_their_device_alive() {
             .map(|n| {
                 scope.spawn({
                     let one = &one;
-                    move || one.write_block(300 + n, 7)
+                    move || one.write_block(place(n), 7)
                 })
             })
             .collect();
@@ -276,7 +281,7 @@ fn root_writes_that_wait_when_their_host_is_killed_are_done_by_the_next() {
         let writers: Vec<_> = (0..20)
             .map(|n| {
                 let one = &one;
-                scope.spawn(move || one.write_block(300 + n, 7))
+                scope.spawn(move || one.write_block(place(n), 7))
             })
             .collect();
         eventually("they wait", || client.status().unwrap().room.waiting_writes == 20);
@@ -293,7 +298,7 @@ fn root_writes_that_wait_when_their_host_is_killed_are_done_by_the_next() {
         client.grow(Some(ByteCount(2 * POOL.0)), None).unwrap();
         writers.into_iter().for_each(|writer| writer.join().unwrap().unwrap());
     });
-    (0..20).for_each(|n| assert_eq!(one.read_block(300 + n), 7));
+    (0..20).for_each(|n| assert_eq!(one.read_block(place(n)), 7));
     (0..192).for_each(|block| assert_eq!(one.read_block(block), 1));
     (0..64).for_each(|block| assert_eq!(two.read_block(block), 1));
     drop((one, two));
