@@ -90,6 +90,11 @@ impl Below {
         FileDevice::open_beside(&self.path, true)
     }
 
+    /// The file or disk itself, for this process alone, when the kernel has let it go. Errors: `InUse`.
+    pub(super) fn alone(&self) -> Result<FileDevice> {
+        FileDevice::open(&self.path)
+    }
+
     /// The room below a sparse file.
     pub(super) fn room(&self) -> Option<RoomBelow> {
         self.on_file.as_ref()?;

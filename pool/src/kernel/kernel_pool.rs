@@ -269,7 +269,7 @@ impl KernelPool {
         if !News::default().wait(LETTING_GO, OFTEN, free)? {
             tracing::warn!("the devices below {name} are still held: another program has one of them open");
         } else if committed.is_ok()
-            && let Err(e) = below[0].beside().and_then(|metadata| write_served(&metadata, false))
+            && let Err(e) = below[0].alone().and_then(|metadata| write_served(&metadata, false))
         {
             tracing::warn!("the next start looks for blocks that the kernel lost: {e}");
         }
