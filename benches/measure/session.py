@@ -114,7 +114,7 @@ class Session:
         if rival in (None, "thinsnap"):
             raise error
         self._failed.add(rival)
-        self.not_run(rival, f"it failed: {' '.join(str(error).split())[:300]}")
+        self.not_run(rival, f"it failed: {' '.join(str(error).split())[-300:]}")
 
     def not_run(self, stack, why, row=""):
         """Says of a stack (or one row of it) that it was not measured, and why."""

@@ -181,7 +181,8 @@ impl Story {
     fn embedded(&mut self, end: End, story: &str) {
         let exporter = DirectExporter::new();
         let shown: std::sync::Arc<dyn thinsnap_pool::Exporter> = std::sync::Arc::clone(&exporter) as _;
-        let pool = open_embedded(&self.disks.paths(), shown, &self.disks.embedded_options()).unwrap();
+        let pool =
+            open_embedded(&self.disks.paths(), std::sync::Arc::clone(&shown), &self.disks.embedded_options()).unwrap();
         let open = |id: DeviceId, _: &Path| Box::new(Direct(exporter.open(id))) as Box<dyn OpenDisk>;
         let held = self.disks.image()[56..64] != [0; 8];
         assert_eq!(pool.status().unwrap().metadata_snapshot, held, "{story}: what is held stays so");
@@ -225,8 +226,7 @@ impl Story {
         let ops = self.model.story(&mut self.random, 3);
         // An operation of these may have deleted the last device; then there is nothing to be killed in.
         let Some(storm) = self.model.storm(&mut self.random, STORM) else {
-            let pool =
-                open_embedded(&self.disks.paths(), DirectExporter::new(), &self.disks.embedded_options()).unwrap();
+            let pool = open_embedded(&self.disks.paths(), shown, &self.disks.embedded_options()).unwrap();
             self.perform(&*pool, &open, &ops);
             return pool.close().unwrap();
         };
