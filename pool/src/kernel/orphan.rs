@@ -5,6 +5,7 @@
 //! to resume the pool, because the locks are not free. So whoever stops a pool has a process beside him that looks after the
 //! thread which did it, and resumes the pool if that thread ends without having done so.
 
+use std::io::ErrorKind::NotFound;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -69,14 +70,17 @@ pub fn resume_orphan(name: &str, process: u32, thread: u32) -> Result<()> {
 }
 
 /// A thread that was reaped is not there. One that ends may be held up on its way: the last of a process closes its files, and a
-/// block device that is closed waits for what is on its way to it. See proc_pid_stat(5).
+/// block device that is closed waits for what is on its way to it. See proc_pid_stat(5). When in doubt it lives: a pool must
+/// not go on under one who has stopped it.
 fn is_gone(process: u32, thread: u32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{process}/task/{thread}/stat")) else { return true };
+    let stat = match std::fs::read_to_string(format!("/proc/{process}/task/{thread}/stat")) {
+        Ok(stat) => stat,
+        Err(e) => return e.kind() == NotFound || e.raw_os_error() == Some(libc::ESRCH),
+    };
     // State and flags, third and ninth; the second is a name, which may have anything in it.
     let fields = stat.rfind(')').map(|at| stat[at + 1..].split_whitespace().collect::<Vec<_>>()).unwrap_or_default();
-    let is_ending =
-        fields.get(6).and_then(|flags| flags.parse::<u64>().ok()).is_none_or(|flags| flags & PF_EXITING != 0);
-    is_ending || fields[0] == "Z" || fields[0] == "X"
+    let is_ending = |flags: &&str| flags.parse::<u64>().is_ok_and(|flags| flags & PF_EXITING != 0);
+    fields.get(6).is_some_and(is_ending) || fields.first().is_some_and(|state| ["Z", "X"].contains(state))
 }
 
 #[cfg(test)]
