@@ -2,8 +2,9 @@
 //!
 //! `cargo bench --bench versus -- --socket SOCKET --at DIR --parent CHAIN_ID --snapshotters devmapper,thinsnap` lives
 //! through a container's life again and again, one snapshotter after the other: Prepare of a first layer, Prepare on
-//! `--parent`, a small file written, Commit, View, Remove, and a garbage collection that gives all of it back. The
-//! same client and the same wire for all of them. Prints one JSON object: snapshotter → verb → milliseconds.
+//! `--parent`, a small file written, Commit, Prepare on what was committed, View, Remove, and a garbage collection that
+//! gives all of it back. The same client and the same wire for all of them. Prints one JSON object: snapshotter → verb →
+//! milliseconds.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -159,7 +160,7 @@ impl Client<'_> {
     /// A container's life; adds what each verb took.
     async fn live(&self, number: u32, times: &mut Times) -> Outcome<()> {
         let key = |what: &str| format!("{what}-{number}");
-        let [first, container, layer, look] = ["first", "container", "layer", "look"].map(key);
+        let [first, container, layer, second, look] = ["first", "container", "layer", "second", "look"].map(key);
         timed(times, "prepare of a first layer", self.prepare(&first, "")).await?;
         let device = timed(times, "prepare", self.prepare(&container, &self.arguments.parent)).await?;
         mount_at(&device, &self.arguments.at)?;
@@ -167,8 +168,9 @@ impl Client<'_> {
         umount(&self.arguments.at)?;
         written?;
         timed(times, "commit", self.commit(&layer, &container)).await?;
+        timed(times, "prepare on a new parent", self.prepare(&second, &layer)).await?;
         timed(times, "view", self.view(&look, &layer)).await?;
-        for key in [&look, &layer, &first] {
+        for key in [&look, &second, &layer, &first] {
             timed(times, "remove", self.remove(key)).await?;
         }
         let id = format!("collect-{number}");

@@ -11,6 +11,8 @@
 mod concurrency;
 #[path = "support/crash_world.rs"]
 mod crash_world;
+#[path = "crash/spares.rs"]
+mod spares;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -24,8 +24,10 @@ stands on one more disk for all. devmapper is set up as containerd's documentati
 `discard_blocks = true`, nothing else; `async_remove` stays at false, and either way the garbage collection that is timed ends when
 the blocks are free. Its Prepare of a first layer makes a file system; thinsnap makes one at the first use of a pool. One client
 calls containerd's socket, so containerd's own work is in each time; overlayfs, which makes no device, shows how much that is.
-A life: Prepare of a first layer, Prepare on the image, 64 KiB written and unmounted, Commit, View, Remove of all three, garbage
-collection. The image has five layers of 2 MiB and 100 small files."""
+A life: Prepare of a first layer, Prepare on the image, 64 KiB written and unmounted, Commit, Prepare on what was committed, View,
+Remove of all four, garbage collection. The image has five layers of 2 MiB and 100 small files. Of an image that was prepared
+twice thinsnap makes the next snapshot ahead, so that `prepare` is that of the third container and of all that follow;
+`prepare on a new parent` is that of the first."""
 TABLES = {
     "verbs": Table("Verbs through containerd, beside devmapper", "ms"),
     "images": Table("ctr beside devmapper: image import, run of a container, image rm --sync", "ms"),

@@ -45,18 +45,24 @@ pub(super) fn why_full(backend: &Backend, report: &(dyn Fn(api::Progress) + Sync
         })?)
     })?;
     let limbo: HashSet<DeviceId> = snapshotter.store().read()?.limbo()?.into_iter().collect();
+    let spare: HashSet<DeviceId> = snapshotter.spare_devices().into_iter().collect();
     let users = Users::of(backend)?;
     let by_device: HashMap<DeviceId, &Known> = known.iter().map(|known| (known.snapshot.device, known)).collect();
     let status = snapshotter.pool().status()?;
     // Ids that are kept ready for new snapshots stand in limbo too, without a device.
-    let leaving: Vec<&Holding> = measured.devices.iter().filter(|held| limbo.contains(&held.id)).collect();
+    let nature = |id: DeviceId| match () {
+        () if spare.contains(&id) => "spare",
+        () if limbo.contains(&id) => "limbo",
+        () => "base",
+    };
+    let leaving: Vec<&Holding> = measured.devices.iter().filter(|held| nature(held.id) == "limbo").collect();
     let exclusive: u64 = measured.devices.iter().map(|held| held.exclusive.0).sum();
     let mut holders: Vec<api::SpaceHolder> = measured
         .devices
         .iter()
         .map(|held| match by_device.get(&held.id) {
             Some(known) => users.holder(held, known),
-            None => nameless(held, if limbo.contains(&held.id) { "limbo" } else { "base" }),
+            None => nameless(held, nature(held.id)),
         })
         .collect();
     holders.sort_by(|a, b| b.frees_bytes.cmp(&a.frees_bytes).then(a.device.cmp(&b.device)));

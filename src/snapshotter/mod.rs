@@ -14,6 +14,7 @@ mod recover;
 mod remove;
 #[expect(clippy::module_inception, reason = "the room's public noun has the room's name")]
 mod snapshotter;
+mod spares;
 mod take;
 mod tripwire;
 mod view;

@@ -13,6 +13,7 @@ use crate::snapshotter::claims::DeviceHold;
 use crate::snapshotter::labels::{check_labels, now_ns, wanted_size};
 use crate::snapshotter::mounts::mounts_of;
 use crate::snapshotter::snapshotter::Snapshotter;
+use crate::snapshotter::spares::Parent;
 use crate::snapshotter::take::TAKE_LABEL;
 use crate::store::{Pending, REF_LABEL, Records, Rows};
 
@@ -49,7 +50,17 @@ impl Snapshotter {
 
         let origin = self.origin(space, parent)?;
         let size = wanted_size(&labels, origin.size, self.profile(space).size);
-        let reserved = self.ids.take(&self.store, &self.reclaimer)?;
+        let of_parent = parent.filter(|_| size == origin.size).map(|name| Parent {
+            space: space.clone(),
+            name: name.clone(),
+            device: origin.device,
+            size,
+            fs: origin.fs,
+        });
+        let (reserved, spare) = match of_parent.as_ref().and_then(|parent| self.spares.take(parent.device)) {
+            Some((reserved, path)) => (reserved, Some(path)),
+            None => (self.ids.take(&self.store, &self.reclaimer)?, None),
+        };
         let id = reserved.id();
         let created_ns = now_ns();
         let snapshot = Snapshot {
@@ -67,7 +78,10 @@ impl Snapshotter {
         if Mutation::RecordBeforePool.is_on() {
             self.insert(space, snapshot.clone(), true)?;
         }
-        let shown = self.pool.create_active(id, origin.device, size, written_by_mount(origin.fs))?;
+        let shown = match spare {
+            Some(path) => Some(path),
+            None => self.pool.create_active(id, origin.device, size, written_by_mount(origin.fs))?,
+        };
         let grows = size > origin.size;
         let path = match shown {
             None if !grows && !Mutation::RecordBeforePool.is_on() => self.activate_recorded(space, &snapshot)?,
@@ -87,6 +101,9 @@ impl Snapshotter {
         };
         reserved.used();
         self.count_change();
+        if let Some(parent) = of_parent {
+            self.spares.prepared(parent);
+        }
         Ok(mounts_of(&snapshot, path))
     }
 
@@ -160,7 +177,7 @@ impl Snapshotter {
 
 /// How many of a device's first bytes its mount writes, and waits for: ext4 its superblock. XFS writes its log first,
 /// which stands elsewhere.
-fn written_by_mount(fs: FsType) -> ByteCount {
+pub(super) fn written_by_mount(fs: FsType) -> ByteCount {
     match fs {
         FsType::Ext4 => ByteCount(4096),
         FsType::Xfs => ByteCount(0),
@@ -168,7 +185,7 @@ fn written_by_mount(fs: FsType) -> ByteCount {
 }
 
 /// Errors: `NotFound`, `NotCommitted`.
-fn committed(rows: &impl Rows, space: &Space, parent: &Name) -> Result<Snapshot> {
+pub(super) fn committed(rows: &impl Rows, space: &Space, parent: &Name) -> Result<Snapshot> {
     let snapshot = rows.get_snapshot(space, parent).map_err(|e| e.doing("find the parent"))?;
     match snapshot.kind {
         Kind::Committed => Ok(snapshot),

@@ -1,5 +1,7 @@
 //! Remove and Cleanup: the record goes at once, the space in the background.
 
+use thinsnap_pool::DeviceId;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{Kind, Name, Space};
 use crate::snapshotter::snapshotter::Snapshotter;
@@ -29,7 +31,12 @@ impl Snapshotter {
         })?;
         match gone.kind {
             Kind::View => self.reclaimer.release(gone.device),
-            Kind::Active | Kind::Committed => self.reclaimer.delete(gone.device),
+            Kind::Active => self.reclaimer.delete(gone.device),
+            Kind::Committed => {
+                // Before its id can be another device's.
+                self.spares.forget(gone.device);
+                self.reclaimer.delete(gone.device);
+            }
         }
         Ok(())
     }
@@ -37,8 +44,14 @@ impl Snapshotter {
     /// Waits until what was removed before the call has been given back to the pool. Devices that a
     /// process still has open stay in limbo, and are tried again from time to time.
     pub fn cleanup(&self) -> Result<()> {
+        self.spares.settle();
         self.reclaimer.drain(self.workers.any());
         Ok(())
+    }
+
+    /// Devices made ahead, which no snapshot has yet.
+    pub fn spare_devices(&self) -> Vec<DeviceId> {
+        self.spares.devices()
     }
 
     /// Device ids that wait to be given back to the pool.

@@ -18,6 +18,7 @@ use crate::snapshotter::claims::Claims;
 use crate::snapshotter::ids::Ids;
 use crate::snapshotter::reclaim::{Reclaimer, Workers};
 use crate::snapshotter::recover::{Recovered, recover};
+use crate::snapshotter::spares::Spares;
 use crate::snapshotter::tripwire;
 use crate::store::Store;
 
@@ -31,7 +32,8 @@ pub struct Snapshotter {
     pub(super) config: SnapshotterConfig,
     pub(super) filesystems: Arc<dyn Filesystems>,
     pub(super) claims: Arc<Claims>,
-    pub(super) ids: Ids,
+    pub(super) ids: Arc<Ids>,
+    pub(super) spares: Spares,
     pub(super) bases: Mutex<()>,
     pub(super) admission: Admission,
     pub(super) reclaimer: Arc<Reclaimer>,
@@ -44,7 +46,7 @@ pub struct Snapshotter {
 pub struct Parts {
     /// Who makes, grows and mends file systems.
     pub filesystems: Arc<dyn Filesystems>,
-    /// Threads that give devices back; with 0 that happens only inside `cleanup`.
+    /// Threads that give devices back; with 0 that happens only inside `cleanup`, and nothing is made ahead.
     pub reclaim_threads: usize,
 }
 
@@ -69,6 +71,15 @@ impl Snapshotter {
         let reclaimer = Arc::new(Reclaimer::new(pool.clone(), store.clone(), claims.clone()));
         found.queued.iter().for_each(|id| reclaimer.delete(*id));
         found.left_active.iter().for_each(|id| reclaimer.release(*id));
+        let ids = Arc::new(Ids::new(found.foreign));
+        let spares = Spares::start(
+            pool.clone(),
+            store.clone(),
+            claims.clone(),
+            ids.clone(),
+            reclaimer.clone(),
+            parts.reclaim_threads > 0,
+        )?;
         let workers = Workers::start(&reclaimer, parts.reclaim_threads)?;
         Ok(Arc::new(Self {
             pool,
@@ -76,7 +87,8 @@ impl Snapshotter {
             config,
             filesystems: parts.filesystems,
             claims,
-            ids: Ids::new(found.foreign),
+            ids,
+            spares,
             bases: Mutex::new(()),
             admission: Admission::default(),
             reclaimer,
@@ -106,7 +118,11 @@ impl Snapshotter {
 
     /// Errors with `NoSpace` below the floors, `ReadOnly`.
     pub(super) fn admit(&self) -> Result<()> {
-        self.admission.check(&*self.pool, &self.config, self.workers.any().then_some(&*self.reclaimer))
+        let admitted = self.admission.check(&*self.pool, &self.config, self.workers.any().then_some(&*self.reclaimer));
+        if admitted.is_err() {
+            self.spares.clear();
+        }
+        admitted
     }
 
     pub(super) fn profile(&self, space: &Space) -> &Profile {
