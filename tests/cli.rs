@@ -349,6 +349,7 @@ fn root_the_pools_verbs_through_the_service() {
             "block_size_bytes",
             "data",
             "devices",
+            "devices_ahead",
             "engine",
             "engine_why",
             "identity",

@@ -4,7 +4,7 @@ import re
 from html import escape
 
 from . import plot, words
-from .aims import judged
+from .aims import PLAIN, judged
 from .figures import load, number, percentile, quantity, times
 
 HEAD = """Made by `thinsnap bench` (`make bench`); not edited by hand. Each figure is the median of its repeats, with the smallest and
@@ -62,6 +62,8 @@ def _aims(sections):
     rows = []
     for aim, value, met in judged(sections):
         shown = "" if value is None else times(value) if aim.unit == "×" else f"{number(value)} {aim.unit}"
+        limit = aim.limit and aim.section in sections and aim.limit(sections[aim.section])
+        shown += f" ({PLAIN}: {times(limit)})" if limit else ""
         rows.append([aim.words, aim.aim, shown, "not measured" if met is None else "met" if met else "**not met**"])
     met = sum(1 for row in rows if row[3] == "met")
     known = sum(1 for row in rows if row[3] != "not measured")

@@ -49,6 +49,7 @@ pub(super) fn status(backend: &Backend, request: &api::PoolStatusRequest) -> Res
         snapshots_active: active,
         snapshots_view: views,
         snapshots_committed: committed,
+        devices_ahead: snapshotter.devices_ahead().len() as u64,
         limbo: snapshotter.limbo_len()?,
         metadata_snapshot: status.metadata_snapshot,
         sharing,

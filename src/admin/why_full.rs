@@ -45,13 +45,13 @@ pub(super) fn why_full(backend: &Backend, report: &(dyn Fn(api::Progress) + Sync
         })?)
     })?;
     let limbo: HashSet<DeviceId> = snapshotter.store().read()?.limbo()?.into_iter().collect();
-    let spare: HashSet<DeviceId> = snapshotter.spare_devices().into_iter().collect();
+    let ahead: HashSet<DeviceId> = snapshotter.devices_ahead().into_iter().collect();
     let users = Users::of(backend)?;
     let by_device: HashMap<DeviceId, &Known> = known.iter().map(|known| (known.snapshot.device, known)).collect();
     let status = snapshotter.pool().status()?;
     // Ids that are kept ready for new snapshots stand in limbo too, without a device.
     let nature = |id: DeviceId| match () {
-        () if spare.contains(&id) => "spare",
+        () if ahead.contains(&id) => "ahead",
         () if limbo.contains(&id) => "limbo",
         () => "base",
     };

@@ -228,6 +228,9 @@ fn status_text(status: &api::PoolStatusReply) -> String {
             status.active_devices
         ),
     );
+    if status.devices_ahead > 0 {
+        line("ahead", format!("{}   made for the next containers of images that are used often", status.devices_ahead));
+    }
     if status.limbo > 0 {
         line("limbo", format!("{}   being reclaimed", status.limbo));
     }

@@ -50,7 +50,7 @@ impl Snapshotter {
     }
 
     /// Devices made ahead, which no snapshot has yet.
-    pub fn spare_devices(&self) -> Vec<DeviceId> {
+    pub fn devices_ahead(&self) -> Vec<DeviceId> {
         self.spares.devices()
     }
 

@@ -108,7 +108,7 @@ fn two_hundred_callers_get_legal_answers_and_leak_nothing() {
     snapshotter.cleanup().unwrap();
     assert_eq!(snapshotter.limbo_len().unwrap(), 0);
     let mut needed = owned(&store);
-    needed.extend(snapshotter.spare_devices());
+    needed.extend(snapshotter.devices_ahead());
     assert_eq!(machine.devices(), needed, "the pool holds what records need, and no more");
     assert!(all_formatted(&machine));
 

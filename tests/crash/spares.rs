@@ -16,7 +16,7 @@ use crate::{name, space};
 fn spares(snapshotter: &Snapshotter, count: usize) -> Vec<DeviceId> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let found = snapshotter.spare_devices();
+        let found = snapshotter.devices_ahead();
         if found.len() == count {
             return found;
         }
@@ -48,7 +48,7 @@ fn the_third_container_of_an_image_finds_its_snapshot_made() {
     let image = image(&snapshotter, "image");
     container(&snapshotter, "one", &image);
     snapshotter.cleanup().unwrap();
-    assert_eq!(snapshotter.spare_devices(), [], "layers are unpacked one on the other, each once");
+    assert_eq!(snapshotter.devices_ahead(), [], "layers are unpacked one on the other, each once");
     container(&snapshotter, "two", &image);
     for key in ["three", "four"] {
         let spare = spares(&snapshotter, 1)[0];
@@ -76,7 +76,7 @@ fn another_size_is_not_served_by_a_spare() {
     let large = snapshotter.stat(&space(), &name("large")).unwrap();
     assert_ne!(large.device, spare);
     assert_eq!(large.size.0, 2 << 30);
-    assert_eq!(snapshotter.spare_devices(), [spare]);
+    assert_eq!(snapshotter.devices_ahead(), [spare]);
 }
 
 #[test]
