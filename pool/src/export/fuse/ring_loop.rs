@@ -21,7 +21,7 @@ use crate::export::fuse::ring_slot::{Event, Slot};
 use crate::export::fuse::session::set_waiting;
 use crate::export::fuse::wire::{OUT_HEADER, Request, WRITE_HEADER, answer_write, out_header};
 use crate::export::work::{
-    Arena, Errand, Home, Job, JobSender, LentSlot, Mailbox, Moving, PAYLOAD_MAX, SLOTS, Transfer, build_ring,
+    Arena, Errand, Home, Job, JobSender, LentSlot, Mailbox, Moving, PAYLOAD_MAX, Poll, SLOTS, Transfer, build_ring,
 };
 
 /// Most reads of /dev/fuse in flight. A batch of requests wants many; but every read that waits is woken by every
@@ -54,6 +54,7 @@ pub(super) struct RingLoop {
     /// True if the payloads are registered with the ring, which saves pinning them for each transfer.
     registered: bool,
     completed: Vec<(u64, i32)>,
+    poll: Poll,
 }
 
 impl RingLoop {
@@ -90,6 +91,7 @@ impl RingLoop {
             ending: false,
             registered,
             completed: Vec::with_capacity(2 * RING_ENTRIES as usize),
+            poll: Poll::new(),
         })
     }
 
@@ -97,14 +99,16 @@ impl RingLoop {
     /// is answered.
     pub(super) fn run(mut self) {
         self.listen();
+        let mut handled = 0;
         loop {
             self.collect();
             self.arm();
             if self.ending && self.armed + self.in_flight + self.lent == 0 {
                 return;
             }
-            match self.ring.submit_and_wait(events_to_wait_for(self.armed, self.in_flight, self.answering)) {
-                Ok(_) => {}
+            let events = events_to_wait_for(self.armed, self.in_flight, self.answering);
+            match self.poll.wait(&mut self.ring, events, handled) {
+                Ok(()) => {}
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
                 Err(error) => {
                     // The kernel refuses the ring itself: what is in flight cannot be waited for, so its memory
@@ -116,6 +120,7 @@ impl RingLoop {
             }
             let mut completed = std::mem::take(&mut self.completed);
             completed.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
+            handled = completed.len();
             for (data, result) in completed.drain(..) {
                 self.handle(Event::unpack(data), result);
             }

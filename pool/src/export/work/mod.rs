@@ -8,6 +8,7 @@ mod lot;
 mod mailbox;
 mod moving;
 mod node;
+mod poll;
 mod workers;
 
 pub(super) use arena::{Arena, PAYLOAD_MAX, SLOTS, build_ring};
@@ -19,4 +20,5 @@ pub(super) use lot::Lot;
 pub(super) use mailbox::Mailbox;
 pub(super) use moving::Moving;
 pub(super) use node::{Node, block_size_of};
+pub(super) use poll::Poll;
 pub(super) use workers::{Home, Job, JobSender, LentSlot, Workers};
