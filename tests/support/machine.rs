@@ -2,6 +2,8 @@
 
 use std::fs::OpenOptions;
 
+use thinsnap_pool::{Export, choose_export};
+
 /// True if the test can run; else prints why not.
 pub(crate) fn is_able(test: &str, programs: &[&str]) -> bool {
     let lacks = lacking(programs);
@@ -19,6 +21,11 @@ fn lacking(programs: &[&str]) -> Option<String> {
         if let Err(error) = OpenOptions::new().read(true).write(true).open(device) {
             return Some(format!("cannot open {device}: {error}"));
         }
+    }
+    if std::env::var("THINSNAP_EXPORT").is_ok_and(|export| export == "ublk")
+        && let Err(error) = choose_export(Export::Ublk)
+    {
+        return Some(format!("devices are to be shown by ublk: {error}"));
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let is_there = |program: &str| std::env::split_paths(&path).any(|dir| dir.join(program).exists());
