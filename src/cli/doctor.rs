@@ -240,7 +240,7 @@ fn engine(wanted: Engine, shown: Export) -> Vec<Check> {
 /// How the embedded engine would show its devices, why, and what that needs.
 fn export(wanted: Export) -> Vec<Check> {
     const NAME: &str = "export";
-    const FIX: &str = "modprobe ublk_drv (Linux 6.5 or newer; it comes with the kernel's package of modules), as root";
+    const FIX: &str = "modprobe ublk_drv (Linux 6.16 or newer; it comes with the kernel's package of modules), as root";
     let asked = if wanted == Export::Auto { "" } else { ", as it was asked for" };
     match choose_export(wanted) {
         Ok(choice) if choice.ublk => vec![Check::ok(NAME, format!("ublk{asked}: {}", choice.why))],

@@ -115,7 +115,9 @@ impl Story<'_> {
     /// Runs a script in a new container of the image, which goes away with it; its stdout.
     pub(crate) fn run(&self, tag: &str, container: &str, script: &str) -> String {
         let image = format!("{NAME}:{tag}");
-        let run = ["run", "--rm", "--snapshotter", self.plugin, &image, container, "/bin/sh", "-ec", script];
+        // ctr drops what a container says that ends before ctr has opened its pipes.
+        let script = format!("{script}\nsleep 0.5");
+        let run = ["run", "--rm", "--snapshotter", self.plugin, &image, container, "/bin/sh", "-ec", &script];
         self.containerd.ctr_args(&run)
     }
 

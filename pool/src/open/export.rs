@@ -9,7 +9,7 @@ use crate::export::{ExportOptions, Exporter, FuseExporter, UblkExporter, has_ubl
 /// How the embedded engine shows its devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Export {
-    /// ublk where the kernel has it, else FUSE.
+    /// ublk where the kernel's is fit for it (Linux 6.16), else FUSE.
     Auto,
     /// Block devices of the kernel's ublk driver (Linux 6.5).
     Ublk,
@@ -26,15 +26,22 @@ pub struct ExportChoice {
     pub why: String,
 }
 
+/// Why a driver that can do all that is needed is left alone.
+const UNFIT: &str = "this kernel's may stop the devices for good when their pool-host dies or is replaced under load (Linux \
+                     6.16 does not)";
+
 /// Decides by what this machine can do. Errors, for [`Export::Ublk`] only: `Unsupported`, `Denied`.
 pub fn choose_export(wanted: Export) -> Result<ExportChoice> {
     if wanted == Export::Fuse {
         return Ok(ExportChoice { ublk: false, why: "FUSE was asked for".to_owned() });
     }
+    let chosen = |ublk, why: String| Ok(ExportChoice { ublk, why });
     match probe_ublk() {
-        Ok(()) => Ok(ExportChoice { ublk: true, why: "the kernel has ublk, and goes on after a death".to_owned() }),
+        Ok(true) => chosen(true, "the kernel has ublk, and goes on after a death".to_owned()),
+        Ok(false) if wanted == Export::Auto => chosen(false, format!("ublk is there, but {UNFIT}")),
+        Ok(false) => chosen(true, format!("ublk was asked for, although {UNFIT}")),
         Err(e) if wanted == Export::Auto && matches!(e.kind(), ErrorKind::Unsupported | ErrorKind::Denied) => {
-            Ok(ExportChoice { ublk: false, why: format!("ublk is not to be had: {e}") })
+            chosen(false, format!("ublk is not to be had: {e}"))
         }
         Err(e) => Err(e.doing("choose ublk for the export")),
     }

@@ -15,7 +15,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::export::alive::Alive;
 use crate::export::ublk::wire::{
     ADD_DEV, ControlCommand, DEL_DEV, DEL_DEV_ASYNC, DeviceInfo, END_USER_RECOVERY, GET_DEV_INFO, GET_FEATURES,
-    GET_PARAMS, NEEDED, Params, SET_PARAMS, START_DEV, START_USER_RECOVERY, STOP_DEV, UPDATE_SIZE, UPDATE_SIZE_DEV,
+    GET_PARAMS, NEEDED, Params, QUIESCE, SET_PARAMS, START_DEV, START_USER_RECOVERY, STOP_DEV, UPDATE_SIZE,
+    UPDATE_SIZE_DEV,
 };
 
 const CONTROL: &str = "/dev/ublk-control";
@@ -77,6 +78,11 @@ impl Control {
     /// True if a device in use can grow.
     pub(in crate::export) fn can_grow(&self) -> bool {
         self.features & UPDATE_SIZE != 0
+    }
+
+    /// True if a server that dies or is replaced while requests come is surely followed by the next one.
+    pub(in crate::export) fn hands_over(&self) -> bool {
+        self.features & QUIESCE != 0
     }
 
     /// Adds a device with these marks; its number.

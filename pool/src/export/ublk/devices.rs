@@ -62,9 +62,10 @@ pub(in crate::export) struct Devices {
     pub(in crate::export) changed: Condvar,
 }
 
-/// Errors with `Unsupported` or `Denied` if this machine has no ublk that could be used.
-pub(crate) fn probe_ublk() -> Result<()> {
-    Control::open().map(drop)
+/// True if this machine's ublk is fit for work, false if a death under load may stop its devices for good. Errors:
+/// `Unsupported` or `Denied` if it has none that could be used.
+pub(crate) fn probe_ublk() -> Result<bool> {
+    Control::open().map(|control| control.hands_over())
 }
 
 /// True if a process that is dead, or lives, has left devices that belong to an exporter at this directory.

@@ -16,6 +16,9 @@ pub(super) const IOCTL_ENCODE: u64 = 1 << 6;
 pub(super) const USER_COPY: u64 = 1 << 7;
 /// A device that is in use can grow (Linux 6.16).
 pub(super) const UPDATE_SIZE: u64 = 1 << 10;
+/// A device can be stilled on purpose (Linux 6.16). Nobody asks for it here: what counts is that a driver which can no longer
+/// waits, with its lock held, until the requests of a dead server have come to rest. Before 6.15 some never do.
+pub(super) const QUIESCE: u64 = 1 << 12;
 /// Without these there is no ublk for us.
 pub(super) const NEEDED: u64 = USER_RECOVERY | USER_RECOVERY_REISSUE | IOCTL_ENCODE | USER_COPY;
 
