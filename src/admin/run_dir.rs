@@ -38,15 +38,15 @@ pub(super) fn remove(run_dir: &Path) {
     }
 }
 
-/// Takes the directory away if no pool-host came to anything in it: it has a starter's lock and a log without a word at
-/// most. What else stands in it belongs to a pool-host, dead or alive, or to the kernel's pool. The caller holds the
+/// Takes the directory away if no pool-host came to anything in it: it has a starter's lock at most, and the log of a host
+/// that ended before it was alive, whose last words were told to whoever started it. What else stands in it belongs to a pool-host, dead or alive, or to the kernel's pool. The caller holds the
 /// root's lock.
 pub(super) fn remove_unused(run_dir: &Path) {
     let Ok(mut entries) = std::fs::read_dir(run_dir) else { return };
     let is_unused = entries.all(|entry| {
         entry.is_ok_and(|entry| {
-            let is_empty = entry.metadata().is_ok_and(|file| file.is_file() && file.len() == 0);
-            is_empty && (entry.file_name() == "host.lock" || entry.file_name() == "host.log")
+            let file = entry.metadata().is_ok_and(|file| file.is_file());
+            file && (entry.file_name() == "host.lock" || entry.file_name() == "host.log")
         })
     });
     if is_unused {
@@ -67,12 +67,15 @@ mod tests {
             std::fs::write(run_dir.join("host.lock"), "").unwrap();
             std::fs::write(run_dir.join("host.log"), "").unwrap();
         };
-        begin();
-        remove_unused(&run_dir);
-        assert!(!run_dir.exists());
-        for (name, text) in [("host.alive", ""), ("intent.log", ""), ("host.log", "what happened")] {
+        for said in ["", "error: why it did not start"] {
             begin();
-            std::fs::write(run_dir.join(name), text).unwrap();
+            std::fs::write(run_dir.join("host.log"), said).unwrap();
+            remove_unused(&run_dir);
+            assert!(!run_dir.exists(), "{said:?}");
+        }
+        for name in ["host.alive", "intent.log"] {
+            begin();
+            std::fs::write(run_dir.join(name), "").unwrap();
             remove_unused(&run_dir);
             assert!(run_dir.join("host.lock").exists() && run_dir.join(name).exists(), "{name}");
             std::fs::remove_dir_all(&run_dir).unwrap();
