@@ -15,7 +15,7 @@ use std::thread::{Builder, JoinHandle};
 
 use thinsnap_pool::{Access, ByteCount, DeviceId, ThinPool};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{FsType, Name, Space};
 use crate::snapshotter::claims::Claims;
 use crate::snapshotter::ids::{Ids, Reserved};
@@ -51,8 +51,10 @@ struct State {
     wanted: VecDeque<Parent>,
     /// The parent of the spare in the making.
     making: Option<DeviceId>,
+    /// The thread has not done yet what it began.
+    busy: bool,
     /// The latest last.
-    spares: VecDeque<Spare>,
+    spares: Vec<Spare>,
     stop: bool,
 }
 
@@ -106,7 +108,7 @@ impl Spares {
     pub(super) fn take(&self, parent: DeviceId) -> Option<(Reserved, PathBuf)> {
         let mut state = self.shared.lock();
         let at = state.spares.iter().position(|spare| spare.parent == parent)?;
-        let spare = state.spares.remove(at)?;
+        let spare = state.spares.remove(at);
         drop(state);
         let reserved = spare.reserved.claimed();
         // Its device is where the pool says now, if anywhere: a pool-host may have gone and come meanwhile.
@@ -154,10 +156,10 @@ impl Spares {
         drop(gone);
     }
 
-    /// Waits until none is in the making.
+    /// Waits until none is in the making, nor on its way to be deleted.
     pub(super) fn settle(&self) {
-        let making = |state: &mut State| state.making.is_some();
-        drop(self.shared.changed.wait_while(self.shared.lock(), making).unwrap_or_else(PoisonError::into_inner));
+        let busy = |state: &mut State| state.busy;
+        drop(self.shared.changed.wait_while(self.shared.lock(), busy).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// The devices that stand ready.
@@ -176,6 +178,18 @@ impl Drop for Spares {
     }
 }
 
+/// Ends the work on a spare, however that went: who waits for it must not wait for ever.
+struct Busy<'a>(&'a Shared);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        (state.making, state.busy) = (None, false);
+        drop(state);
+        self.0.changed.notify_all();
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -190,28 +204,28 @@ impl Shared {
             }
             let Some(parent) = state.wanted.pop_front() else { continue };
             state.making = Some(parent.device);
+            state.busy = true;
             drop(state);
-            let made = self.make(&parent);
-            let mut state = self.lock();
-            state.making = None;
-            let surplus = match made {
-                Ok(reserved) => {
-                    state.spares.push_back(Spare { parent: parent.device, reserved });
-                    (state.spares.len() > SPARES_MAX).then(|| state.spares.pop_front()).flatten()
-                }
-                Err(error) => {
-                    // Whoever needs a snapshot of it meets the same error, and tells it.
-                    tracing::debug!("no snapshot of {:?} is made ahead: {error}", parent.name.as_str());
-                    None
-                }
-            };
-            drop(state);
-            self.changed.notify_all();
-            drop(surplus);
-            // It may have been removed since it was looked at, by somebody who found no spare to forget.
-            if self.is_gone(&parent) {
-                self.forget(parent.device);
+            let _busy = Busy(self);
+            match self.make(&parent) {
+                Ok(reserved) => self.keep(&parent, reserved),
+                // Whoever needs a snapshot of it meets the same error, and tells it.
+                Err(error) => tracing::debug!("no snapshot of {:?} is made ahead: {error}", parent.name.as_str()),
             }
+        }
+    }
+
+    fn keep(&self, parent: &Parent, reserved: Reserved) {
+        let mut state = self.lock();
+        // Whoever takes it may want the next one at once.
+        state.making = None;
+        state.spares.push(Spare { parent: parent.device, reserved });
+        let surplus = (state.spares.len() > SPARES_MAX).then(|| state.spares.remove(0));
+        drop(state);
+        drop(surplus);
+        // It may have been removed since it was looked at, by somebody who found no spare to forget.
+        if self.is_gone(parent) {
+            self.forget(parent.device);
         }
     }
 
@@ -219,7 +233,7 @@ impl Shared {
         // It is neither deleted nor activated by others meanwhile.
         let _hold = self.claims.hold(parent.device);
         if self.is_gone(parent) {
-            return Err(Error::new(crate::error::ErrorKind::NotFound, "it was removed"));
+            return Err(Error::new(ErrorKind::NotFound, "it was removed"));
         }
         let reserved = self.ids.take_ahead(&self.store, &self.reclaimer)?;
         let (id, size) = (reserved.id(), parent.size);
@@ -238,10 +252,7 @@ impl Shared {
         let mut state = self.lock();
         state.recent.retain(|&device| device != parent);
         state.wanted.retain(|wanted| wanted.device != parent);
-        let gone: Vec<Spare> = match state.spares.iter().position(|spare| spare.parent == parent) {
-            Some(at) => state.spares.remove(at).into_iter().collect(),
-            None => Vec::new(),
-        };
+        let gone: Vec<Spare> = state.spares.extract_if(.., |spare| spare.parent == parent).collect();
         drop(state);
         drop(gone);
     }

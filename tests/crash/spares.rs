@@ -36,6 +36,14 @@ fn container(snapshotter: &Snapshotter, key: &str, image: &Name) -> DeviceId {
     snapshotter.stat(&space(), &name(key)).unwrap().device
 }
 
+/// An image that two containers were made of, and the device that stands ready for the third.
+fn used_twice(snapshotter: &Snapshotter) -> (Name, DeviceId) {
+    let image = image(snapshotter, "image");
+    container(snapshotter, "one", &image);
+    container(snapshotter, "two", &image);
+    (image, spares(snapshotter, 1)[0])
+}
+
 fn world() -> (Machine, Arc<Snapshotter>, Store) {
     let machine = Machine::default();
     let (snapshotter, store) = start(&machine);
@@ -67,10 +75,7 @@ fn the_third_container_of_an_image_finds_its_snapshot_made() {
 #[test]
 fn another_size_is_not_served_by_a_spare() {
     let (_machine, snapshotter, _store) = world();
-    let image = image(&snapshotter, "image");
-    container(&snapshotter, "one", &image);
-    container(&snapshotter, "two", &image);
-    let spare = spares(&snapshotter, 1)[0];
+    let (image, spare) = used_twice(&snapshotter);
     let larger = Labels::from([("containerd.io/snapshot/max-size".to_owned(), (2u64 << 30).to_string())]);
     snapshotter.prepare(&space(), &name("large"), Some(&image), larger).unwrap();
     let large = snapshotter.stat(&space(), &name("large")).unwrap();
@@ -103,10 +108,7 @@ fn a_spare_goes_with_its_image_and_with_the_fifth_one_used_after_it() {
 #[test]
 fn a_spare_that_a_crash_leaves_is_deleted_at_the_next_start() {
     let (machine, snapshotter, _) = world();
-    let image = image(&snapshotter, "image");
-    container(&snapshotter, "one", &image);
-    container(&snapshotter, "two", &image);
-    let spare = spares(&snapshotter, 1)[0];
+    let (_, spare) = used_twice(&snapshotter);
     assert!(machine.devices().contains(&spare));
     let again = machine.copy();
     let (snapshotter, store) = start(&again);
@@ -118,10 +120,7 @@ fn a_spare_that_a_crash_leaves_is_deleted_at_the_next_start() {
 #[test]
 fn a_spare_whose_device_has_gone_is_not_handed_out() {
     let (machine, snapshotter, _store) = world();
-    let image = image(&snapshotter, "image");
-    container(&snapshotter, "one", &image);
-    container(&snapshotter, "two", &image);
-    let spare = spares(&snapshotter, 1)[0];
+    let (image, spare) = used_twice(&snapshotter);
     snapshotter.pool().deactivate(spare).unwrap();
     assert_ne!(container(&snapshotter, "three", &image), spare);
     snapshotter.cleanup().unwrap();
