@@ -131,6 +131,10 @@ impl Devices {
             self.table().shown.insert(id, Some(shown));
             orphans.push(Orphan { id, size, access, leaving });
         }
+        let table = self.table();
+        let living: Vec<_> = table.shown.iter().filter_map(|(&id, shown)| Some((id, shown.as_ref()?.number))).collect();
+        drop(table);
+        self.place.sweep(&living);
         orphans.sort_by_key(|orphan| orphan.id);
         Ok(orphans)
     }

@@ -3,7 +3,7 @@
 //! The driver keeps 64 bits for its server. Ours say which thin device a block device shows and, by the export
 //! directory, whose it is: from the first moment, so that no device is ever nobody's.
 
-use std::fs::{OpenOptions, create_dir_all, remove_dir, remove_file};
+use std::fs::{OpenOptions, create_dir_all, read_dir, remove_dir, remove_file};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -14,6 +14,10 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use crate::units::DeviceId;
 
 const ID_BITS: u32 = 24;
+/// What starts the names of notes, and of nodes.
+const LEAVING: &str = "leaving-";
+const BLOCK: &str = "ublkb";
+const CHAR: &str = "ublkc";
 
 /// The directory of an exporter.
 #[derive(Debug, Clone)]
@@ -48,7 +52,7 @@ impl Place {
     }
 
     fn leaving(&self, id: DeviceId) -> PathBuf {
-        self.dir.join(format!("leaving-{id}"))
+        self.dir.join(format!("{LEAVING}{id}"))
     }
 
     /// Notes that a device waits for its last opener.
@@ -98,6 +102,24 @@ impl Place {
         forget(&self.dir.join(char_name(device)));
     }
 
+    /// Takes away what a process left here that died between the end of a device and that of its files. `living` are the
+    /// devices that are there, by id and by the driver's number.
+    pub(in crate::export) fn sweep(&self, living: &[(DeviceId, u32)]) {
+        let keep: Vec<PathBuf> = living
+            .iter()
+            .flat_map(|&(id, device)| {
+                [self.leaving(id), self.dir.join(block_name(device)), self.dir.join(char_name(device))]
+            })
+            .collect();
+        for entry in read_dir(&self.dir).into_iter().flatten().flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let ours = [LEAVING, BLOCK, CHAR].iter().any(|start| name.as_bytes().starts_with(start.as_bytes()));
+            if ours && !keep.contains(&path) {
+                forget(&path);
+            }
+        }
+    }
+
     /// Takes the directory away, if nothing is left in it.
     pub(in crate::export) fn remove(&self) {
         if let Err(error) = remove_dir(&self.dir) {
@@ -108,11 +130,11 @@ impl Place {
 
 /// As in `/dev` and `/sys/block`.
 pub(in crate::export) fn block_name(device: u32) -> String {
-    format!("ublkb{device}")
+    format!("{BLOCK}{device}")
 }
 
 pub(in crate::export) fn char_name(device: u32) -> String {
-    format!("ublkc{device}")
+    format!("{CHAR}{device}")
 }
 
 fn forget(path: &Path) {
@@ -128,6 +150,25 @@ fn forget(path: &Path) {
 mod tests {
     use super::Place;
     use crate::units::DeviceId;
+
+    #[test]
+    fn what_stands_for_a_device_that_is_gone_is_swept_away_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::new(dir.path().join("export"));
+        place.sweep(&[]);
+        let [here, gone] = [1, 2].map(|id| DeviceId::new(id).unwrap());
+        place.note_leaving(here).unwrap();
+        place.note_leaving(gone).unwrap();
+        for name in ["ublkb0", "ublkc0", "ublkb7", "ublkc7", "somebody's"] {
+            std::fs::write(place.dir().join(name), "").unwrap();
+        }
+        place.sweep(&[(here, 0)]);
+        assert!(place.is_leaving(here) && !place.is_leaving(gone));
+        let mut left: Vec<_> =
+            std::fs::read_dir(place.dir()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["leaving-1", "somebody's", "ublkb0", "ublkc0"]);
+    }
 
     #[test]
     fn a_device_is_told_by_its_exporter_and_its_number() {
