@@ -16,6 +16,7 @@ declare -A catches=(
   [MetadataBeforeData]=$explorer
   [ReuseInTransaction]=$explorer
   [SkipIntentLog]="intent_log what_was_acknowledged_survives_a_kill"
+  [SkipEarlyFile]="intent_log what_was_acknowledged_early_is_there"
   [AnswerFlushEarly]=$explorer
   [AnswerWriteEarly]=$explorer
   [KeepSharing]=$explorer

@@ -114,7 +114,8 @@ class Thinsnap(Rival):
 
     def __init__(self, stack, session, directory, content_mib):
         super().__init__(stack, session, directory, content_mib)
-        self.service = Service(stack, session.thinsnap, self.top, f"{2 * content_mib // 1024 + 20}G", session.engine)
+        self.service = Service(
+            stack, session.thinsnap, self.top, f"{2 * content_mib // 1024 + 20}G", session.engine, _filesystem_mib(content_mib))
         self.devices = {}
 
     def prepare(self, key, parent=None):
@@ -231,7 +232,7 @@ class ImageFile(Rival):
 
     def image_mib(self):
         """Size of the file system in an image file: the content and room for containers' changes."""
-        return self.content_mib * 9 // 8 + 512
+        return _filesystem_mib(self.content_mib)
 
     def make(self, file):
         """A new image file with an empty file system."""
@@ -328,6 +329,11 @@ class PlainLoop(ImageFile):
         else:
             self.make(self.place(key))
         self.parents[key] = parent
+
+
+def _filesystem_mib(content_mib):
+    """Size of a container's file system: the content and room for changes."""
+    return content_mib * 9 // 8 + 512
 
 
 def make_qcow2(image, size_mib, backing=None):

@@ -12,20 +12,26 @@ from .machine import run, wait_until
 
 # The space of names that the measurements work in.
 SPACE = "bench"
+# Size of a container's file system if nobody asks for another.
+CONTAINER_MIB = 10 << 10
 
 
 class Service:
-    """`thinsnap serve` on a pool in `directory`, with a caller; both end when the stack unwinds."""
+    """`thinsnap serve` on a pool in `directory`, with a caller; both end when the stack unwinds. Containers have file systems
+    of thinsnap's own default size, or of `container_mib` if that is more."""
 
-    def __init__(self, stack, binary, directory, size="100G", engine="embedded"):
+    def __init__(self, stack, binary, directory, size="100G", engine="embedded", container_mib=0):
         self.binary = str(binary)
         self.root = pathlib.Path(directory) / "thinsnap"
         self.socket = self.root / "thinsnap.sock"
         self.root.mkdir()
         self.log = open(self.root / "serve.log", "w", encoding="utf-8")
         stack.callback(self.log.close)
+        config = self.root.with_suffix(".toml")
+        config.write_text(f'[default]\nsize = "{container_mib}M"\n' if container_mib > CONTAINER_MIB else "")
         self.process = subprocess.Popen(
-            [self.binary, "serve", "--root", self.root, "--socket", self.socket, "--size", size, "--engine", engine],
+            [self.binary, "serve", "--config", config, "--root", self.root, "--socket", self.socket, "--size", size,
+             "--engine", engine],
             stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
         stack.callback(self.process.wait)
         stack.callback(self.process.terminate)

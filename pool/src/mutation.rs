@@ -21,6 +21,8 @@ pub enum Mutation {
     ReuseInTransaction,
     /// A change is acknowledged without a record in the intent log.
     SkipIntentLog,
+    /// A write is acknowledged early and stands nowhere that outlives the process.
+    SkipEarlyFile,
     /// A flush is answered before its commit.
     AnswerFlushEarly,
     /// A write is acknowledged before its data is on its way.

@@ -4,7 +4,7 @@
 //! writes and reads of all devices wait for each other. What has its room already is written side by side, and lies in
 //! one piece. Nothing depends on it: where no room is taken, a write finds its own.
 
-use std::sync::{Mutex, TryLockError};
+use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use crate::device::BlockDevice;
@@ -25,6 +25,8 @@ struct Window {
     end: u64,
     step: u64,
     taken: Option<Instant>,
+    /// Blocks in it were emptied since.
+    holed: bool,
 }
 
 /// The room ahead of the allocator.
@@ -57,13 +59,24 @@ impl Ahead {
             tracing::debug!("no room is taken ahead: {e}");
             return;
         }
-        *window = Window { start: next, end: start + len, step, taken: Some(Instant::now()) };
+        *window = Window { start: next, end: start + len, step, taken: Some(Instant::now()), holed: false };
+    }
+
+    /// True if these bytes have their room for certain; false also where somebody takes room just now.
+    pub(super) fn covers(&self, start: u64, end: u64) -> bool {
+        self.window.try_lock().is_ok_and(|window| !window.holed && window.start <= start && end <= window.end)
+    }
+
+    /// These bytes are about to give their room back.
+    pub(super) fn emptied(&self, start: u64, end: u64) {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        window.holed |= start < window.end && window.start < end;
     }
 
     /// Forgets what was taken, for somebody who gives it back. Returns where it lies: first byte and the one behind
     /// the last.
     pub(super) fn forget(&self) -> (u64, u64) {
-        let window = std::mem::take(&mut *self.window.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        let window = std::mem::take(&mut *self.window.lock().unwrap_or_else(PoisonError::into_inner));
         (window.start, window.end)
     }
 }
@@ -134,6 +147,13 @@ mod tests {
         assert!(ranges.windows(2).all(|pair| pair[0].0 + pair[0].1 == pair[1].0), "{ranges:?}");
         assert_eq!(ranges.last().unwrap().1, STEP_MAX);
         assert!(ranges.len() < 16, "{ranges:?}");
+        assert!(ahead.covers(4096 * block, 4097 * block));
+        ahead.emptied(0, block);
+        assert!(ahead.covers(4096 * block, 4097 * block));
+        ahead.emptied(4096 * block, 4097 * block);
+        assert!(!ahead.covers(4097 * block, 4098 * block), "what has holes is not counted on");
+        let (_, end) = ahead.forget();
+        assert!(!ahead.covers(end - block, end), "what was given back is not there");
     }
 
     #[test]

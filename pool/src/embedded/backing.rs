@@ -12,6 +12,7 @@ use crate::embedded::ahead::Ahead;
 use crate::embedded::committer::Commits;
 use crate::embedded::companion::Companion;
 use crate::embedded::data_flush::DataFlush;
+use crate::embedded::early::EarlyWrites;
 use crate::embedded::ledger::Ledger;
 use crate::embedded::mapping_cache::MappingCache;
 use crate::embedded::mode::Mode;
@@ -23,7 +24,7 @@ use crate::export::{Exporter, Outlook};
 use crate::meta::{DataRun, Frozen, Metadata};
 use crate::mutation::Mutation;
 use crate::status::PoolMode;
-use crate::units::{BlockSize, ByteCount, DataBlock};
+use crate::units::{BlockSize, ByteCount, DataBlock, DeviceId};
 
 pub(super) struct Backing {
     pub(super) data: Arc<dyn BlockDevice>,
@@ -32,6 +33,8 @@ pub(super) struct Backing {
     pub(super) mode: Mode,
     pub(super) commits: Commits,
     data_flush: DataFlush,
+    /// The data stands in a file, which has to find room for what is written into a hole.
+    grows_below: bool,
     pub(super) reclaim: Reclaim,
     pub(super) pulse: Pulse,
     /// Where the blocks of active volumes stand, as far as there is room to know it.
@@ -40,6 +43,8 @@ pub(super) struct Backing {
     /// Bytes of nodes that may wait for a commit before writers do.
     uncommitted_most: ByteCount,
     pub(super) ahead: Ahead,
+    /// What is acknowledged before its block is made; `None` without an intent log.
+    pub(super) early: Option<EarlyWrites>,
     /// The file system that holds a sparse data file is full, although the pool has free blocks.
     full_below: AtomicBool,
     /// Blocks that the last write wanted which the pool's own count refused.
@@ -48,6 +53,8 @@ pub(super) struct Backing {
 
 /// With less room than this the file system below passes for full: its own bookkeeping wants some.
 const ROOM_BELOW_MIN: u64 = 1 << 20;
+/// With fewer free metadata blocks than this no write is acknowledged before its mapping is in memory.
+const METADATA_AT_HAND: u64 = 256;
 /// Tries of a change that finds no metadata block: each waits for a commit, and others may be faster.
 const ROOM_TRIES: usize = 16;
 
@@ -58,8 +65,10 @@ impl Backing {
         data: Arc<dyn BlockDevice>,
         exporter: Weak<dyn Exporter>,
         options: &EmbeddedOptions,
+        early: Option<EarlyWrites>,
     ) -> Self {
         Self {
+            grows_below: data.room_below().is_some(),
             data,
             metadata_device,
             block_size: metadata.block_size(),
@@ -72,6 +81,7 @@ impl Backing {
             metadata: Mutex::new(metadata),
             uncommitted_most: options.metadata_cache,
             ahead: Ahead::default(),
+            early,
             full_below: AtomicBool::new(false),
             wanted: AtomicU64::new(1),
         }
@@ -199,10 +209,44 @@ impl Backing {
         drop(metadata);
         self.pulse.reserved(space.available);
         if let Some(last) = runs.last() {
-            let next = self.data_offset(last.start.0 + last.len);
-            self.ahead.handed_out(&*self.data, next, self.data_offset(space.total));
+            self.take_room_behind(*last, space.total);
         }
         Ok(runs)
+    }
+
+    /// Blocks up to the end of a run were handed out, of `total`: takes room in the data file for those behind it.
+    pub(super) fn take_room_behind(&self, run: DataRun, total: u64) {
+        let next = self.data_offset(run.start.0 + run.len);
+        self.ahead.handed_out(&*self.data, next, self.data_offset(total));
+    }
+
+    /// Reserves a data block for a write that is acknowledged before it is done, if nothing that it will need can be
+    /// missing then; unless it `may_wait`, also if the metadata are anybody's just now.
+    pub(super) fn reserve_at_hand(&self, may_wait: bool) -> Option<DataRun> {
+        if self.mode.now() != PoolMode::Write {
+            return None;
+        }
+        let metadata = if may_wait { self.metadata.lock().ok() } else { self.metadata.try_lock().ok() };
+        let mut metadata = metadata?;
+        let (free, reserve) = metadata.metadata_space();
+        if free.available < reserve + METADATA_AT_HAND {
+            return None;
+        }
+        let run = metadata.reserve_data(1).ok()?;
+        let (start, end) = (self.data_offset(run.start.0), self.data_offset(run.start.0 + 1));
+        if self.grows_below && !self.ahead.covers(start, end) {
+            metadata.release_data(&[run]);
+            return None;
+        }
+        let available = metadata.data_space().available;
+        drop(metadata);
+        self.pulse.reserved(available);
+        Some(run)
+    }
+
+    /// Returns when what was acknowledged to a device before the call stands in its blocks. Errors: `Io`.
+    pub(super) fn settle(&self, device: DeviceId) -> Result<()> {
+        self.early.as_ref().map_or(Ok(()), |early| early.settle(device))
     }
 
     /// Gives the room back that was taken ahead of the allocator.
@@ -235,6 +279,7 @@ impl Backing {
     pub(super) fn punch(&self, runs: &[DataRun]) {
         for run in runs {
             let (offset, len) = (self.data_offset(run.start.0), self.data_offset(run.len));
+            self.ahead.emptied(offset, offset + len);
             if let Err(e) = self.data.discard(offset, len) {
                 tracing::warn!(
                     "{} freed blocks from {} on keep their room on the data device: {e}",

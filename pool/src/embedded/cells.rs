@@ -88,9 +88,17 @@ impl Cells {
         Exclusive { cells: self, first, blocks }
     }
 
-    /// Takes all cells: at return no request is in flight, and none begins.
-    pub(super) fn quiesce(&self) -> Exclusive<'_> {
-        self.exclusive(0, CELLS)
+    /// Takes the cell of a block alone, if nobody is in it. On true the caller must call [`open`](Self::open).
+    #[must_use]
+    pub(super) fn try_alone(&self, block: u64) -> bool {
+        let cell = &self.cells[cell_of(block)];
+        cell.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Ends a successful [`try_alone`](Self::try_alone), on any thread.
+    pub(super) fn open(&self, block: u64) {
+        self.open_cell(cell_of(block));
+        self.wake();
     }
 
     fn try_enter(&self, cell: usize) -> bool {
@@ -167,7 +175,16 @@ fn in_order(first: u64, blocks: u64) -> impl Iterator<Item = usize> {
         let end = start + blocks;
         (0..end.saturating_sub(CELLS), start..end.min(CELLS))
     };
-    low.chain(high).map(|cell| usize::try_from(cell).expect("a cell number is below 1024"))
+    low.chain(high).map(cell_of)
+}
+
+/// True if a block has the cell of one of a range of blocks.
+pub(super) fn share_cells(block: u64, first: u64, blocks: u64) -> bool {
+    (block % CELLS + CELLS - first % CELLS) % CELLS < blocks
+}
+
+fn cell_of(block: u64) -> usize {
+    usize::try_from(block % CELLS).expect("a cell number is below 1024")
 }
 
 #[cfg(test)]
@@ -175,7 +192,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use super::{CELLS, Cells, in_order};
+    use super::{CELLS, Cells, in_order, share_cells};
 
     #[test]
     fn a_range_names_each_cell_once_and_in_ascending_order() {
@@ -183,6 +200,10 @@ mod tests {
             let cells: Vec<usize> = in_order(first, blocks).collect();
             assert!(cells.is_sorted_by(|a, b| a < b), "{first} {blocks}");
             assert_eq!(cells.len() as u64, blocks.min(CELLS));
+            for block in 0..2 * CELLS {
+                let cell = usize::try_from(block % CELLS).unwrap();
+                assert_eq!(share_cells(block, first, blocks), cells.contains(&cell), "{block}: {first} {blocks}");
+            }
             for block in first..first + blocks {
                 assert!(cells.contains(&usize::try_from(block % CELLS).unwrap()));
             }
@@ -197,9 +218,25 @@ mod tests {
         assert!(cells.try_shared(8, 2));
         cells.leave(8, 2);
         drop(alone);
-        drop(cells.quiesce());
+        drop(cells.exclusive(0, CELLS));
         assert!(cells.try_shared(8, 4));
         cells.leave(8, 4);
+    }
+
+    #[test]
+    fn a_cell_is_taken_alone_at_once_or_not_at_all() {
+        let cells = Cells::new();
+        assert!(cells.try_shared(5, 1));
+        assert!(!cells.try_alone(5));
+        cells.leave(5, 1);
+        assert!(cells.try_alone(5));
+        assert!(!cells.try_alone(5 + CELLS) && !cells.try_shared(5, 1));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| drop(cells.shared(5, 1)));
+            cells.open(5);
+            waiting.join().unwrap();
+        });
+        assert!(cells.try_alone(5));
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(super) fn create_active(
     };
     match pool.find_active(origin) {
         Some((volume, _)) => volume.quiesced(create),
-        None => create().map(|_| ()),
+        None => backing.settle(origin).and_then(|()| create()).map(|_| ()),
     }?;
     // From here on the new device keeps what it shares as it is.
     claim.give_back(origin);

@@ -9,11 +9,14 @@ use std::time::{Duration, Instant};
 use crate::claims::Claims;
 use crate::device::BlockDevice;
 use crate::embedded::backing::Backing;
+use crate::embedded::early::EarlyWrites;
+use crate::embedded::early_file::EarlyWrite;
+use crate::embedded::intent_log::boot_id;
 use crate::embedded::ledger::Ledger;
 use crate::embedded::options::EmbeddedOptions;
 use crate::embedded::replay::{Recovered, recover};
 use crate::embedded::volume::ThinVolume;
-use crate::embedded::{committer, create, grow, reclaim, trim, view};
+use crate::embedded::{committer, create, early, grow, reclaim, trim, view};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{Exporter, NoSpace, Orphan};
 use crate::meta::Metadata;
@@ -40,6 +43,8 @@ struct Threads {
     committer: JoinHandle<()>,
     reclaimer: JoinHandle<()>,
     trimmer: Option<JoinHandle<()>>,
+    /// Those of the early writes.
+    makers: Vec<JoinHandle<()>>,
 }
 
 /// Memory for the metadata of a pool, in bytes; see [`EmbeddedOptions::metadata_cache`].
@@ -99,6 +104,7 @@ impl EmbeddedPool {
             .as_ref()
             .map(|path| recover(path, options.intent_log_records, &mut metadata, &*metadata_device, &*data));
         let Recovered { log, freed } = recovered.transpose()?.unwrap_or_default();
+        let (early, acknowledged) = open_early(options, metadata.identity())?;
         let blocks = metadata.data_space().total;
         let needed = blocks.saturating_mul(metadata.block_size().bytes());
         if data.size() < needed {
@@ -122,6 +128,7 @@ impl EmbeddedPool {
                 data,
                 Arc::downgrade(&exporter),
                 options,
+                early,
             )),
             exporter,
             claims: Claims::default(),
@@ -135,11 +142,22 @@ impl EmbeddedPool {
         }
         let reclaimer = start("pool-reclaim", &pool.backing, reclaim::run)?;
         match start("pool-commit", &pool.backing, committer::run) {
-            Ok(committer) => *lock(&pool.threads) = Some(Threads { committer, reclaimer, trimmer: None }),
+            Ok(committer) => {
+                *lock(&pool.threads) = Some(Threads { committer, reclaimer, trimmer: None, makers: Vec::new() })
+            }
             Err(e) => {
                 pool.backing.reclaim.stop();
                 drop(reclaimer.join());
                 return Err(e);
+            }
+        }
+        if let Some(early) = &pool.backing.early {
+            early.redo(&pool.backing, acknowledged).map_err(|e| e.doing("open the pool"))?;
+            for number in 0..early::MAKERS {
+                let maker = start(&format!("pool-early-{number}"), &pool.backing, early::run)?;
+                if let Some(threads) = &mut *lock(&pool.threads) {
+                    threads.makers.push(maker);
+                }
             }
         }
         pool.adopt_orphans()?;
@@ -208,16 +226,25 @@ impl EmbeddedPool {
     /// (nothing was changed), `Io` if the last commit failed.
     pub fn close(&self) -> Result<()> {
         self.exporter.shutdown()?;
-        lock(&self.active).clear();
-        let flushed = self.backing.flush();
+        let ids: Vec<DeviceId> = std::mem::take(&mut *lock(&self.active)).into_keys().collect();
+        let settled = ids.into_iter().try_for_each(|id| self.backing.settle(id));
+        let flushed = settled.and(self.backing.flush());
         self.stop();
         flushed
     }
 
     /// Ends the committer before the reclaimer: its last commit may free blocks.
     fn stop(&self) {
-        let Some(Threads { committer, reclaimer, trimmer }) = lock(&self.threads).take() else { return };
+        let Some(Threads { committer, reclaimer, trimmer, makers }) = lock(&self.threads).take() else { return };
         self.backing.pulse.close();
+        if let Some(early) = &self.backing.early {
+            early.stop();
+        }
+        for maker in makers {
+            if maker.join().is_err() {
+                tracing::error!("a thread of the early writes panicked");
+            }
+        }
         if trimmer.is_some_and(|trimmer| trimmer.join().is_err()) {
             tracing::error!("the thread that trims the pool panicked");
         }
@@ -233,15 +260,19 @@ impl EmbeddedPool {
     }
 
     /// After the last commit: takes the intent log away. It stays as long as a device is shown, which somebody is
-    /// about to take over, and if the pool was not well.
+    /// about to take over, and if the pool was not well; the early writes go and stay with it.
     fn remove_log(&self) {
-        if self.backing.mode.check_changes().is_err() || self.exporter.count() > 0 {
+        let done = self.backing.early.as_ref().is_none_or(EarlyWrites::is_done);
+        if !done || self.backing.mode.check_changes().is_err() || self.exporter.count() > 0 {
             return;
         }
         if let Err(e) =
             self.backing.metadata().and_then(|mut metadata| metadata.remove_log(&*self.backing.metadata_device))
         {
             tracing::warn!("an empty intent log stays: {e}");
+        }
+        if let Some(Err(e)) = self.backing.early.as_ref().map(EarlyWrites::remove) {
+            tracing::warn!("an empty file of early writes stays: {e}");
         }
     }
 
@@ -336,7 +367,7 @@ impl ThinPool for EmbeddedPool {
         };
         match self.find_active(origin) {
             Some((volume, _)) => volume.quiesced(create),
-            None => create().map(|_| ()),
+            None => self.backing.settle(origin).and_then(|()| create()).map(|_| ()),
         }
         .map_err(doing)?;
         // Snapshots of one origin that wait for the same commit need not wait for each other; the new device is
@@ -351,6 +382,10 @@ impl ThinPool for EmbeddedPool {
         self.backing.mode.check_changes().map_err(doing)?;
         if self.find_active(id).is_some() && (self.exporter.is_used(id) || !self.detach(id).map_err(doing)?) {
             return Err(Error::new(ErrorKind::InUse, format!("delete device {id}: somebody has it open")));
+        }
+        // One that failed does not hinder: it goes with the device.
+        if let (Err(_), Some(early)) = (self.backing.settle(id), &self.backing.early) {
+            early.forget(id);
         }
         let mut leaves = DELETE_LEAVES;
         loop {
@@ -389,6 +424,8 @@ impl ThinPool for EmbeddedPool {
             }
             return self.exporter.path(id).ok_or_else(|| in_use("its block device has gone; deactivate it first"));
         }
+        // What a life before this one of the device was acknowledged stands in its blocks, or is known as broken.
+        drop(self.backing.settle(id));
         let details = self.backing.metadata()?.find_device(id).map_err(doing)?;
         let Some(details) = details else {
             return Err(Error::new(ErrorKind::NotFound, format!("activate device {id}: there is no such device")));
@@ -420,7 +457,7 @@ impl ThinPool for EmbeddedPool {
         }
         let gone = self.detach(id).map_err(doing)?;
         // After the device is gone, so that what its closing wrote is covered too.
-        self.backing.flush().map_err(doing)?;
+        self.backing.settle(id).and_then(|()| self.backing.flush()).map_err(doing)?;
         Ok(gone)
     }
 
@@ -436,10 +473,12 @@ impl ThinPool for EmbeddedPool {
     }
 
     fn usage(&self, id: DeviceId) -> Result<DeviceUsage> {
+        self.backing.settle(id)?;
         self.backing.metadata()?.usage(id)
     }
 
     fn written(&self, id: DeviceId) -> Result<ByteCount> {
+        self.backing.settle(id)?;
         match self.find_active(id) {
             Some((volume, _)) => volume.own_blocks().map(|blocks| ByteCount(self.backing.data_offset(blocks))),
             None => self.usage(id).map(|usage| usage.written),
@@ -447,6 +486,7 @@ impl ThinPool for EmbeddedPool {
     }
 
     fn delta(&self, from: DeviceId, to: DeviceId) -> Result<Vec<ChangedRange>> {
+        [from, to].into_iter().try_for_each(|id| self.backing.settle(id))?;
         self.backing.metadata()?.delta(from, to)
     }
 
@@ -521,6 +561,20 @@ impl ThinPool for EmbeddedPool {
 impl Drop for EmbeddedPool {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// The early writes of a pool with an intent log, and what a dead process had acknowledged. Where they cannot have their
+/// room, writes wait for their copies.
+fn open_early(options: &EmbeddedOptions, identity: [u8; 16]) -> Result<(Option<EarlyWrites>, Vec<EarlyWrite>)> {
+    let Some(log) = &options.intent_log else { return Ok((None, Vec::new())) };
+    match EarlyWrites::open(log, identity, boot_id()?) {
+        Ok((early, acknowledged)) => Ok((Some(early), acknowledged)),
+        Err(e) if e.kind() == ErrorKind::OutOfDataSpace => {
+            tracing::warn!("first writes to shared blocks wait for the copy: {e}");
+            Ok((None, Vec::new()))
+        }
+        Err(e) => Err(e),
     }
 }
 

@@ -206,11 +206,13 @@ pub(super) fn record_place(capacity: u32, sequence: u64) -> usize {
     PAGE_WORDS + slot * RECORD_WORDS
 }
 
-fn word_at(bytes: &[u8], word: usize) -> Option<u64> {
+/// A word of a file; `None` beyond its end.
+pub(super) fn word_at(bytes: &[u8], word: usize) -> Option<u64> {
     let bytes = bytes.get(word * 8..word * 8 + 8)?;
     Some(u64::from_le_bytes(bytes.try_into().ok()?))
 }
 
-fn sixteen(low: u64, high: u64) -> [u8; 16] {
+/// Two words as the sixteen bytes that they were.
+pub(super) fn sixteen(low: u64, high: u64) -> [u8; 16] {
     (u128::from(low) | u128::from(high) << 64).to_le_bytes()
 }

@@ -49,15 +49,7 @@ impl IntentLog {
             let range = format!("{capacity} records are not between {CAPACITY_MIN} and {CAPACITY_MAX}");
             return Err(doing(Error::new(ErrorKind::Invalid, range)));
         }
-        let young = sibling(path, "new");
-        match std::fs::remove_file(&young) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(doing(Error::io(format!("remove {}", young.display()), e)));
-            }
-            // A rest of one that was killed while it made a log.
-            _ => {}
-        }
-        let words = SharedFile::create(&young, file_words(capacity)).and_then(SharedFile::map).map_err(doing)?;
+        let words = young(path, file_words(capacity)).map_err(doing)?;
         let header = IntentHeader {
             capacity,
             identity,
@@ -69,10 +61,7 @@ impl IntentLog {
         let mut log = Self { words, header, tail: 0 };
         log.publish_tail();
         log.publish_header();
-        // Matters where the directory is not on a tmpfs: after a power cut the file must say of which boot it is.
-        log.words.file().sync().map_err(doing)?;
-        // At its own name it is whole from the first moment.
-        log.words.file_mut().rename(path).map_err(doing)?;
+        grown_up(&mut log.words, path).map_err(doing)?;
         Ok(log)
     }
 
@@ -150,6 +139,27 @@ impl IntentLog {
         }
         self.words.publish(slot + SLOT_WORDS - 1, words[SLOT_WORDS - 1]);
     }
+}
+
+/// A file of zero words that is to stand at `path` once it is whole: until [`grown_up`] it stands beside it.
+pub(super) fn young(path: &Path, words: usize) -> Result<SharedWords> {
+    let young = sibling(path, "new");
+    match std::fs::remove_file(&young) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io(format!("remove {}", young.display()), e));
+        }
+        // A rest of one that was killed while it made a file.
+        _ => {}
+    }
+    SharedFile::create(&young, words).and_then(SharedFile::map)
+}
+
+/// Gives a [`young`] file that is whole its name.
+pub(super) fn grown_up(words: &mut SharedWords, path: &Path) -> Result<()> {
+    // Matters where the directory is not on a tmpfs: after a power cut the file must say of which boot it is.
+    words.file().sync()?;
+    // At its own name it is whole from the first moment.
+    words.file_mut().rename(path)
 }
 
 /// The path with a dot and a word behind it.

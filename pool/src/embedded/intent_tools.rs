@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::device::SharedFile;
+use crate::embedded::early;
 use crate::embedded::intent_format::{FILE_MAX, parse_changes, parse_header};
 use crate::embedded::intent_log::boot_id;
 use crate::embedded::replay::set_aside;
@@ -19,7 +20,7 @@ pub enum IntentLogState {
     OtherPool,
     /// The next start replays it.
     Pending {
-        /// Acknowledged changes of mappings that perhaps are in no commit.
+        /// Acknowledged changes of mappings that perhaps are in no commit, and writes whose blocks are not made yet.
         records: u64,
     },
     /// It cannot be believed: the next start refuses.
@@ -60,8 +61,12 @@ pub(crate) fn state(path: &Path, identity: Option<[u8; 16]>, fingerprint: Option
                 }
                 Some(_) | None => Some(content.changes.len()),
             };
+            let early = match early::count(path, identity, header.boot) {
+                Ok(early) => early,
+                Err(e) => return doubtful(e.doing("early writes")),
+            };
             Ok(match pending {
-                Some(records) => IntentLogState::Pending { records: records as u64 },
+                Some(records) => IntentLogState::Pending { records: records as u64 + early },
                 None => IntentLogState::Doubtful {
                     why: format!(
                         "the metadata is at none of the states that it builds on; {} changes are in it",
@@ -81,5 +86,8 @@ pub fn discard_intent_log(path: &Path) -> Result<PathBuf> {
     let Some(mut file) = SharedFile::open(path).map_err(doing)? else {
         return Err(Error::new(ErrorKind::NotFound, format!("there is no intent log {}", path.display())));
     };
+    if let Some(mut early) = SharedFile::open(&early::path_of(path)).map_err(doing)? {
+        set_aside(&mut early, "discarded").map_err(doing)?;
+    }
     set_aside(&mut file, "discarded").map_err(doing)
 }

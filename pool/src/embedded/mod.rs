@@ -7,6 +7,8 @@ mod committer;
 mod companion;
 mod create;
 mod data_flush;
+mod early;
+mod early_file;
 mod embedded_pool;
 mod grow;
 mod intent_format;

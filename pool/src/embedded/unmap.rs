@@ -26,7 +26,7 @@ impl ThinVolume {
         let mut most = STEP;
         while block < end {
             let step = (end - block).min(most);
-            let _cells = self.cells.exclusive(block, step);
+            let _cells = self.take_alone(block, step);
             let done = match self.unmap_step(block, step) {
                 Err(e) if e.kind() == ErrorKind::OutOfMetadataSpace && self.backing.make_metadata_room()? => {
                     self.unmap_step(block, step)
@@ -99,7 +99,7 @@ impl ThinVolume {
     }
 
     fn is_hole(&self, block: u64) -> Result<bool> {
-        let _cell = self.cells.shared(block, 1);
+        let _cell = self.share(block, 1);
         let entry = self.resolve(block, 1)?.get(block);
         Ok(self.plan(entry, Direction::Read) == Plan::ReadZeroes)
     }

@@ -7,12 +7,12 @@
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use crate::device::BlockDevice;
 use crate::device::check_range;
 use crate::embedded::backing::Backing;
-use crate::embedded::cells::{CELLS, Cells};
+use crate::embedded::cells::{CELLS, Cells, Exclusive, Shared};
 use crate::embedded::chunk::{CHUNK, Entry};
 use crate::embedded::plan::{Plan, plan};
 use crate::embedded::table::{TABLE_BLOCKS_MAX, Table};
@@ -40,6 +40,8 @@ pub(super) struct ThinVolume {
     size: AtomicU64,
     /// Blocks mapped since the device was created, once counted; changed under the metadata mutex.
     own_blocks: AtomicI64,
+    /// A write to it failed after it was acknowledged: its block answers with errors.
+    broken: AtomicBool,
 }
 
 impl ThinVolume {
@@ -53,6 +55,7 @@ impl ThinVolume {
     ) -> Result<Self> {
         check_size(&backing, size)?;
         let table = Table::new(Arc::clone(&backing.mappings));
+        let broken = backing.early.as_ref().is_some_and(|early| early.is_broken(id));
         Ok(Self {
             id,
             access,
@@ -63,6 +66,7 @@ impl ThinVolume {
             creation_time: details.creation_time,
             size: AtomicU64::new(size.0),
             own_blocks: AtomicI64::new(NOT_COUNTED),
+            broken: AtomicBool::new(broken),
         })
     }
 
@@ -87,7 +91,8 @@ impl ThinVolume {
     /// no request is in flight: what was acknowledged before is in the snapshot, and what begins after knows
     /// that its blocks are shared.
     pub(super) fn quiesced(&self, create: impl FnOnce() -> Result<u32>) -> Result<()> {
-        let _nobody = self.cells.quiesce();
+        let _nobody = self.take_alone(0, CELLS);
+        self.backing.settle(self.id)?;
         let time = create()?;
         self.snapshotted_time.store(time, Ordering::Relaxed);
         Ok(())
@@ -125,6 +130,39 @@ impl ThinVolume {
     /// True if the mapping was made by this device, not inherited from its origin.
     pub(super) fn is_own(&self, mapping: Mapping) -> bool {
         mapping.time >= self.creation_time
+    }
+
+    /// From here on the way of every request is the one that looks for broken blocks.
+    pub(super) fn note_broken(&self) {
+        self.broken.store(true, Ordering::Release);
+    }
+
+    /// Errors if a write to one of the blocks failed after it was acknowledged. The caller holds their cells.
+    pub(super) fn check_broken(&self, first: u64, blocks: u64) -> Result<()> {
+        match &self.backing.early {
+            Some(early) if self.broken.load(Ordering::Acquire) => early
+                .check(self.id, first, blocks)
+                .map_err(|e| Error::new(ErrorKind::Io, format!("device {}: {e}", self.id))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The cells of a range, shared; what stands in their way is done first.
+    pub(super) fn share(&self, first: u64, blocks: u64) -> Shared<'_> {
+        self.help(first, blocks);
+        self.cells.shared(first, blocks)
+    }
+
+    /// The cells of a range, alone; what stands in their way is done first.
+    pub(super) fn take_alone(&self, first: u64, blocks: u64) -> Exclusive<'_> {
+        self.help(first, blocks);
+        self.cells.exclusive(first, blocks)
+    }
+
+    fn help(&self, first: u64, blocks: u64) {
+        if let Some(early) = &self.backing.early {
+            early.help(self, first, blocks);
+        }
     }
 
     pub(super) fn block_bytes(&self) -> u64 {
@@ -191,7 +229,8 @@ impl ThinVolume {
 
     fn read_blocks(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let (first, blocks) = self.blocks_of(offset, buf.len() as u64);
-        let _cells = self.cells.shared(first, blocks);
+        let _cells = self.share(first, blocks);
+        self.check_broken(first, blocks)?;
         let resolved = self.resolve(first, blocks)?;
         let mut done = 0;
         while done < buf.len() {
@@ -274,6 +313,11 @@ impl Volume for ThinVolume {
         self.zero(offset, len, Patience::None)
     }
 
+    fn write_early(self: Arc<Self>, buf: &[u8], offset: u64, may_wait: bool) -> bool {
+        let Some(early) = &self.backing.early else { return false };
+        self.check_write(offset, buf.len() as u64).is_ok() && early.take(&self, buf, offset, may_wait)
+    }
+
     fn outlook(&self, error: &Error) -> Outlook {
         self.backing.outlook(error)
     }
@@ -287,7 +331,8 @@ impl Volume for ThinVolume {
         // Off the alignment a write is a read, a change and a write back: not for two at once.
         let unit = self.alignment() as u64;
         let aligned = offset.is_multiple_of(unit) && u64::from(len).is_multiple_of(unit);
-        if !allowed || !aligned || len == 0 || offset.checked_add(u64::from(len))? > self.size() {
+        let whole = !self.broken.load(Ordering::Relaxed);
+        if !allowed || !whole || !aligned || len == 0 || offset.checked_add(u64::from(len))? > self.size() {
             return None;
         }
         self.backing.data.raw_fd()?;
@@ -353,7 +398,10 @@ impl BlockDevice for ThinVolume {
     }
 
     fn flush(&self) -> Result<()> {
-        self.backing.flush().map_err(|e| e.doing(format_args!("flush device {}", self.id)))
+        self.backing
+            .settle(self.id)
+            .and_then(|()| self.backing.flush())
+            .map_err(|e| e.doing(format_args!("flush device {}", self.id)))
     }
 
     fn alignment(&self) -> usize {

@@ -94,23 +94,34 @@ impl ThinVolume {
     /// One try, with the cells of the blocks held alone.
     fn write_alone(&self, buf: &[u8], offset: u64) -> Result<()> {
         let (first, blocks) = self.blocks_of(offset, buf.len() as u64);
-        let _cells = self.cells.exclusive(first, blocks);
+        let _cells = self.take_alone(first, blocks);
+        self.check_broken(first, blocks)?;
         let resolved = self.resolve(first, blocks)?;
-        self.try_write(buf, offset, &resolved)
-    }
-
-    fn try_write(&self, buf: &[u8], offset: u64, resolved: &Resolved) -> Result<()> {
         let needed = resolved.entries().iter().filter(|&&entry| self.needs_block(entry)).count() as u64;
         let runs = self.backing.reserve(needed)?;
-        let targets = self.targets(buf.len(), offset, &runs, resolved);
+        self.write_to(buf, offset, &runs, &resolved)
+    }
+
+    /// Does a write that was acknowledged: to one shared block, whose cell the caller holds, with `to` reserved for it.
+    /// Errors: as [`write_blocks`](Self::write_blocks).
+    pub(super) fn write_taken(&self, buf: &[u8], offset: u64, to: DataRun) -> Result<()> {
+        let (first, blocks) = self.blocks_of(offset, buf.len() as u64);
+        let resolved = self.resolve(first, blocks).inspect_err(|_| self.backing.abandon(&[to]))?;
+        self.backing.take_room_behind(to, self.backing.metadata_numbers().data_space().total);
+        self.write_to(buf, offset, &[to], &resolved)
+    }
+
+    /// Writes to the blocks as they are, and to those of `runs` where new ones are needed.
+    fn write_to(&self, buf: &[u8], offset: u64, runs: &[DataRun], resolved: &Resolved) -> Result<()> {
+        let targets = self.targets(buf.len(), offset, runs, resolved);
         if let Err(e) = self.write_data(buf, &targets) {
             if e.kind() == ErrorKind::OutOfDataSpace {
                 self.backing.full_below();
             }
-            self.backing.abandon(&runs);
+            self.backing.abandon(runs);
             return Err(e.doing(format_args!("write device {}", self.id)));
         }
-        if needed > 0 {
+        if !runs.is_empty() {
             self.map(&targets)?;
             self.backing.room_below();
         }

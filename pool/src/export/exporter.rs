@@ -129,6 +129,14 @@ pub trait Volume: BlockDevice {
         self.write_zeroes(offset, len)
     }
 
+    /// Acknowledges a write that would have to wait for a copy, if it is certain that it can be done soon and that it
+    /// survives the death of this process. Unless it `may_wait` for others before it, the call never blocks. False: nothing
+    /// was done, use [`Volume::write_now`]. True: the caller may be answered; a read sees the bytes, and a flush covers
+    /// them.
+    fn write_early(self: Arc<Self>, _buf: &[u8], _offset: u64, _may_wait: bool) -> bool {
+        false
+    }
+
     /// What to hope for after one of the two answered `error`; starts what brings room if there is such a thing.
     fn outlook(&self, _error: &Error) -> Outlook {
         Outlook::None

@@ -55,6 +55,67 @@ fn a_failed_write_of_metadata_marks_the_pool_for_a_check() {
     assert!(thinsnap_pool::audit(&image, &|_| ()).unwrap().is_sound(), "the last commit is whole");
 }
 
+#[test]
+fn an_acknowledged_write_whose_old_block_cannot_be_read_is_kept_and_done_by_a_later_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("intent.log");
+    let options = EmbeddedOptions { intent_log: Some(log.clone()), ..EmbeddedOptions::default() };
+    let ground = Ground::new(64);
+    ground.pool.close().unwrap();
+    let open = |exporter: &Arc<DirectExporter>| {
+        let device: Arc<dyn BlockDevice> = Arc::clone(&ground.metadata) as _;
+        let metadata = Metadata::open(Arc::clone(&device), OpenMode::ReadWrite).unwrap();
+        let data = Arc::clone(&ground.data) as Arc<dyn BlockDevice>;
+        EmbeddedPool::with_options(metadata, device, data, Arc::clone(exporter) as _, &options).unwrap()
+    };
+    let exporter = DirectExporter::new();
+    let activate = |pool: &EmbeddedPool, exporter: &DirectExporter, number| {
+        pool.activate(id(number), ByteCount(4 * BLOCK), Access::ReadWrite).unwrap();
+        exporter.open(id(number))
+    };
+    let pool = open(&exporter);
+    pool.create_thin(id(1)).unwrap();
+    let volume = activate(&pool, &exporter, 1);
+    volume.write_at(&bytes(4 * BLOCK, 1), 0).unwrap();
+    pool.create_snap(id(2), id(1)).unwrap();
+    read(&*volume, 0, 512);
+
+    ground.data.reads_left.store(0, Ordering::SeqCst);
+    assert!(volume.write_as_the_host(&bytes(4096, 7), BLOCK, false).unwrap());
+    let failed = volume.flush().unwrap_err();
+    assert!(failed.to_string().contains("a restart tries again"), "{failed}");
+    ground.data.reads_left.store(u64::MAX, Ordering::SeqCst);
+    // The block answers with errors, whatever is asked of it; the others go on.
+    assert_eq!(volume.read_at(&mut [0; 512], BLOCK).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(volume.write_at(&[2; 512], 2 * BLOCK - 512).unwrap_err().kind(), ErrorKind::Io);
+    assert!(read(&*volume, 0, BLOCK) == bytes(BLOCK, 1));
+    volume.write_at(&[3; 512], 0).unwrap();
+    // Nobody gets a copy in which the write is missing, and no flush says that it is safe.
+    assert!(pool.create_snap(id(3), id(1)).is_err() && volume.flush().is_err());
+    assert_eq!(pool.status().unwrap().mode, PoolMode::Write, "other devices need not suffer");
+    pool.create_snap(id(4), id(2)).unwrap();
+    drop(volume);
+    assert!(pool.close().is_err());
+    assert!(log.exists(), "the log stays as long as something waits beside it");
+
+    drop(pool);
+    let pool = open(&exporter);
+    let volume = activate(&pool, &exporter, 1);
+    let mut expected = bytes(BLOCK, 1);
+    expected[..4096].fill(7);
+    assert!(read(&*volume, BLOCK, BLOCK) == expected);
+    volume.flush().unwrap();
+    drop(volume);
+    // Deleted with its device, it hinders nobody.
+    ground.data.reads_left.store(0, Ordering::SeqCst);
+    assert!(activate(&pool, &exporter, 4).write_as_the_host(&bytes(512, 9), 0, true).unwrap());
+    pool.flush(id(4)).unwrap_err();
+    pool.delete(id(4)).unwrap();
+    ground.data.reads_left.store(u64::MAX, Ordering::SeqCst);
+    pool.close().unwrap();
+    assert!(!log.exists());
+}
+
 /// A pool with a device of several leaves, of which nothing is in memory.
 fn nothing_in_memory() -> (Ground, Opened) {
     let mut ground = Ground::new(600);

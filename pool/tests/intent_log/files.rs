@@ -25,11 +25,36 @@ fn with_headers(log: &[u8], change: impl Fn(&mut [u8])) -> Vec<u8> {
             continue;
         }
         change(slot);
-        let sum = crc32c::crc32c(&slot[..SLOT_BYTES - 8]);
-        slot[SLOT_BYTES - 8..SLOT_BYTES - 4].copy_from_slice(&sum.to_le_bytes());
-        slot[SLOT_BYTES - 4..].copy_from_slice(&(!sum).to_le_bytes());
+        seal(slot);
     }
     log
+}
+
+/// Renews the checksum in the last word.
+fn seal(words: &mut [u8]) {
+    let (words, last) = words.split_at_mut(words.len() - 8);
+    let sum = crc32c::crc32c(words);
+    last[..4].copy_from_slice(&sum.to_le_bytes());
+    last[4..].copy_from_slice(&(!sum).to_le_bytes());
+}
+
+/// A file of early writes, as if it had been written before the machine was started anew.
+pub(crate) fn early_of_another_boot(early: &[u8]) -> Vec<u8> {
+    early_with(early, 32..48)
+}
+
+/// The same of another pool.
+pub(crate) fn early_of_another_pool(early: &[u8]) -> Vec<u8> {
+    early_with(early, 16..32)
+}
+
+fn early_with(early: &[u8], other: std::ops::Range<usize>) -> Vec<u8> {
+    let mut early = early.to_vec();
+    if let Some(header) = early.get_mut(..7 * 8) {
+        header[other].fill(0xb0);
+        seal(header);
+    }
+    early
 }
 
 /// The same log, as if it had been written before the machine was started anew.

@@ -32,10 +32,12 @@ enum Fate {
 
 struct State {
     fate: Fate,
-    /// Flushes wait.
+    /// Flushes wait; what changes a device too.
     held: bool,
+    all_held: bool,
     waiting: usize,
     log: Vec<u8>,
+    early: Vec<u8>,
 }
 
 /// One life of the pool.
@@ -48,6 +50,8 @@ struct Life {
 impl Life {
     fn die(&self, state: &mut State) {
         state.fate = Fate::Dead;
+        // In this order: what goes out of the one is in the other before.
+        state.early = std::fs::read(early_beside(&self.log)).unwrap();
         state.log = std::fs::read(&self.log).unwrap();
         self.changed.notify_all();
     }
@@ -55,7 +59,7 @@ impl Life {
     fn event<T>(&self, is_flush: bool, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let killed = || Err(Error::new(ErrorKind::Io, "the process was killed"));
         let mut state = self.state.lock().unwrap();
-        while state.held && is_flush && state.fate != Fate::Dead {
+        while (state.held && is_flush || state.all_held) && state.fate != Fate::Dead {
             state.waiting += 1;
             self.changed.notify_all();
             state = self.changed.wait(state).unwrap();
@@ -117,6 +121,13 @@ impl BlockDevice for Mortal {
     }
 }
 
+/// Where the early writes of a life stand.
+pub(crate) fn early_beside(log: &Path) -> PathBuf {
+    let mut path = log.as_os_str().to_owned();
+    path.push(".early");
+    path.into()
+}
+
 /// The machine: devices, the directory of the log, the life that runs.
 pub(crate) struct Ground {
     supply: Arc<PowerSupply>,
@@ -126,6 +137,9 @@ pub(crate) struct Ground {
     metadata_cache: ByteCount,
     dir: tempfile::TempDir,
     lives: usize,
+    /// The early writes that the last life left, and its log.
+    early: Vec<u8>,
+    log_left: Vec<u8>,
     life: Option<Arc<Life>>,
     pub(crate) exporter: Arc<DirectExporter>,
     pool: Option<Arc<EmbeddedPool>>,
@@ -154,6 +168,8 @@ impl Ground {
             metadata_cache,
             dir: tempfile::tempdir().unwrap(),
             lives: 0,
+            early: Vec::new(),
+            log_left: Vec::new(),
             life: None,
             exporter: DirectExporter::new(),
             pool: None,
@@ -183,7 +199,12 @@ impl Ground {
         if let Some(log) = log {
             std::fs::write(&path, log).unwrap();
         }
-        let state = State { fate: Fate::Lives, held: false, waiting: 0, log: Vec::new() };
+        let early = std::mem::take(&mut self.early);
+        if !early.is_empty() {
+            std::fs::write(early_beside(&path), early).unwrap();
+        }
+        let state =
+            State { fate: Fate::Lives, held: false, all_held: false, waiting: 0, log: Vec::new(), early: Vec::new() };
         let life = Arc::new(Life { state: Mutex::new(state), changed: Condvar::new(), log: path.clone() });
         let mortal = |device: &Arc<PowerCutDevice>| {
             Arc::new(Mortal { device: Arc::clone(device), life: Arc::clone(&life) }) as Arc<dyn BlockDevice>
@@ -202,6 +223,16 @@ impl Ground {
         Ok(())
     }
 
+    /// The early writes that the last life left, to look at or to change.
+    pub(crate) fn early(&mut self) -> &mut Vec<u8> {
+        &mut self.early
+    }
+
+    /// The log that the last life left.
+    pub(crate) fn log_left(&self) -> Vec<u8> {
+        self.log_left.clone()
+    }
+
     /// Lets the life die instead of the event after `events` more, or right behind the last of them.
     pub(crate) fn kill_in(&self, events: usize, behind: bool) {
         self.life().state.lock().unwrap().fate = Fate::DiesIn { events, behind };
@@ -211,6 +242,11 @@ impl Ground {
     pub(crate) fn hold_flushes(&self, hold: bool) {
         self.life().state.lock().unwrap().held = hold;
         self.life().changed.notify_all();
+    }
+
+    /// Makes all wait that changes a device.
+    pub(crate) fn hold_all(&self) {
+        self.life().state.lock().unwrap().all_held = true;
     }
 
     /// Returns when somebody waits for a flush that is held.
@@ -234,6 +270,8 @@ impl Ground {
             if state.fate != Fate::Dead {
                 life.die(&mut state);
             }
+            self.early.clone_from(&state.early);
+            self.log_left.clone_from(&state.log);
             state.log.clone()
         };
         // Its threads find that nothing answers any more.
@@ -250,7 +288,10 @@ impl Ground {
     /// Ends the life in order; the log goes with it.
     pub(crate) fn close(&mut self) {
         self.pool().close().unwrap();
-        assert!(!self.log().exists(), "a log without a purpose stays behind");
+        let left = std::fs::read_dir(self.log().parent().unwrap()).unwrap();
+        let own =
+            left.filter_map(|entry| entry.unwrap().path().file_stem().map(|name| self.log().file_stem() == Some(name)));
+        assert_eq!(own.filter(|own| *own).count(), 0, "a log without a purpose stays behind");
         self.pool = None;
         self.life = None;
     }
@@ -267,6 +308,7 @@ impl Ground {
         self.metadata = Arc::new(self.supply.unordered_device(images.next().unwrap()));
         self.data = Arc::new(self.supply.device(images.next().unwrap()));
         let old = random.chance(50).then(|| crate::files::of_another_boot(&log));
+        self.early = crate::files::early_of_another_boot(&self.early);
         self.start(old.as_deref()).unwrap();
     }
 
@@ -287,6 +329,7 @@ impl Drop for Ground {
             let mut state = life.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             state.fate = Fate::Dead;
             state.held = false;
+            state.all_held = false;
             life.changed.notify_all();
         }
     }

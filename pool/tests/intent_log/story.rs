@@ -25,6 +25,8 @@ struct Sector {
     sure: u64,
     /// Acknowledged since, the last one being what a reader sees.
     later: Vec<u64>,
+    /// One of these was acknowledged early: only a flush or snapshot of its own device waits for it.
+    early: bool,
 }
 
 impl Sector {
@@ -38,9 +40,9 @@ impl Sector {
 enum Call {
     Change { id: DeviceId, sectors: Range<u64>, token: u64 },
     Create(DeviceId),
-    Snapshot(DeviceId),
+    Snapshot { id: DeviceId, origin: DeviceId },
     Delete(DeviceId),
-    Flush,
+    Flush(DeviceId),
 }
 
 /// A story on one ground.
@@ -52,6 +54,8 @@ pub(crate) struct Story {
     next_id: u32,
     /// Calls that were cut off by a kill.
     pub(crate) cut_off: usize,
+    /// Writes that were acknowledged early.
+    pub(crate) early: usize,
     pub(crate) full: usize,
 }
 
@@ -61,7 +65,7 @@ impl Story {
         let cache = if seed.is_multiple_of(2) { TINY_CACHE } else { METADATA_CACHE_DEFAULT };
         let ground = Ground::with_cache(data_blocks, records, cache);
         let random = Random::new(seed);
-        Self { ground, random, devices: BTreeMap::new(), next_token: 1, next_id: 0, cut_off: 0, full: 0 }
+        Self { ground, random, devices: BTreeMap::new(), next_token: 1, next_id: 0, cut_off: 0, early: 0, full: 0 }
     }
 
     /// One operation. False: the life ended in it, or has ended before.
@@ -75,7 +79,7 @@ impl Story {
             0..56 => self.write(id),
             56..66 => self.discard(id),
             66..74 => self.zero(id),
-            74..82 => self.call(Call::Flush, |story| story.volume(id)?.flush()),
+            74..82 => self.call(Call::Flush(id), |story| story.volume(id)?.flush()),
             82..87 => self.create(),
             87..95 => self.snapshot(id),
             _ => self.delete(id),
@@ -110,13 +114,22 @@ impl Story {
                 let device = self.devices.get_mut(&id).unwrap();
                 device[range(&sectors)].iter_mut().for_each(|sector| sector.later.push(token));
             }
-            Call::Create(_) | Call::Snapshot(_) | Call::Delete(_) | Call::Flush => self.all_is_durable(),
+            Call::Create(_) | Call::Delete(_) => self.all_is_durable(None),
+            Call::Snapshot { id, origin } => {
+                self.all_is_durable(Some(origin));
+                self.all_is_durable(Some(id));
+            }
+            Call::Flush(id) => self.all_is_durable(Some(id)),
         }
     }
 
-    /// A commit covers all devices.
-    fn all_is_durable(&mut self) {
-        for sector in self.devices.values_mut().flatten() {
+    /// A commit covers all devices; of one it covers what was acknowledged early too.
+    fn all_is_durable(&mut self, whole: Option<DeviceId>) {
+        for (id, sector) in self.devices.iter_mut().flat_map(|(id, device)| device.iter_mut().map(move |s| (*id, s))) {
+            if sector.early && whole != Some(id) {
+                continue;
+            }
+            sector.early = false;
             sector.sure = sector.now();
             sector.later.clear();
         }
@@ -142,7 +155,21 @@ impl Story {
         let (sectors, token) = (self.some_sectors(), self.token());
         let bytes = token.to_le_bytes().repeat(usize::try_from((sectors.end - sectors.start) * SECTOR / 8).unwrap());
         let offset = sectors.start * SECTOR;
-        self.call(Call::Change { id, sectors, token }, |story| story.volume(id)?.write_at(&bytes, offset))
+        let as_the_host = self.random.chance(70).then(|| self.random.chance(50));
+        let call = Call::Change { id, sectors: sectors.clone(), token };
+        let mut early = false;
+        let alive = self.call(call, |story| {
+            let volume = story.volume(id)?;
+            match as_the_host {
+                Some(may_wait) => volume.write_as_the_host(&bytes, offset, may_wait).map(|taken| early = taken),
+                None => volume.write_at(&bytes, offset),
+            }
+        });
+        if early && let Some(device) = self.devices.get_mut(&id) {
+            self.early += 1;
+            device[range(&sectors)].iter_mut().for_each(|sector| sector.early = true);
+        }
+        alive
     }
 
     fn zero(&mut self, id: DeviceId) -> bool {
@@ -170,7 +197,7 @@ impl Story {
             return true;
         }
         let id = self.new_id();
-        let zero = Sector { sure: 0, later: Vec::new() };
+        let zero = Sector { sure: 0, later: Vec::new(), early: false };
         self.devices.insert(id, vec![zero; usize::try_from(SECTORS).unwrap()]);
         self.call(Call::Create(id), |story| story.ground.pool().create_thin(id))
     }
@@ -181,7 +208,7 @@ impl Story {
         }
         let id = self.new_id();
         self.devices.insert(id, self.devices[&origin].clone());
-        self.call(Call::Snapshot(id), |story| story.ground.pool().create_snap(id, origin))
+        self.call(Call::Snapshot { id, origin }, |story| story.ground.pool().create_snap(id, origin))
     }
 
     fn delete(&mut self, id: DeviceId) -> bool {
@@ -196,7 +223,7 @@ impl Story {
     fn verify(&mut self, cut_off: Option<&Call>) {
         let found = self.ground.pool().devices().unwrap();
         match cut_off {
-            Some(Call::Create(id) | Call::Snapshot(id) | Call::Delete(id)) if !found.contains(id) => {
+            Some(Call::Create(id) | Call::Snapshot { id, .. } | Call::Delete(id)) if !found.contains(id) => {
                 self.devices.remove(id);
             }
             // Perhaps half of it has gone; recovery deletes such a device.
@@ -262,7 +289,7 @@ impl Story {
             for (number, (found, sector)) in tokens.into_iter().zip(device).enumerate() {
                 let may = found == sector.sure || sector.later.contains(&found);
                 assert!(may, "device {id}: sector {number} holds {found}, flushed was {}", sector.sure);
-                *sector = Sector { sure: found, later: Vec::new() };
+                *sector = Sector { sure: found, later: Vec::new(), early: false };
             }
         }
     }
@@ -272,7 +299,9 @@ impl Story {
         self.ground.close();
         self.ground.assert_sound("after an orderly end", true);
         self.ground.start(None).unwrap();
-        self.all_is_durable();
+        for id in self.devices.keys().copied().collect::<Vec<_>>() {
+            self.all_is_durable(Some(id));
+        }
         self.verify(None);
     }
 }

@@ -40,6 +40,16 @@ impl DirectExporter {
     }
 }
 
+impl Opened {
+    /// Writes as a request of the host does: acknowledged early if the volume can, else when it is done.
+    pub fn write_as_the_host(&self, buf: &[u8], offset: u64, may_wait: bool) -> Result<bool> {
+        if Arc::clone(&self.volume).write_early(buf, offset, may_wait) {
+            return Ok(true);
+        }
+        self.volume.write_now(buf, offset).map(|()| false)
+    }
+}
+
 impl std::ops::Deref for Opened {
     type Target = dyn Volume;
 

@@ -277,6 +277,10 @@ impl RingLoop {
         // SAFETY: no operation is in flight on the slot yet, and it is nobody else's.
         let payload = unsafe { self.arena.payload(slot, transfer.len as usize) };
         match Moving::begin(transfer, payload) {
+            Err(transfer) if transfer.is_done_early(payload, false) => {
+                drop(transfer);
+                self.answer_transfer(slot, 0, Direction::Write, payload.len());
+            }
             Err(transfer) => self.lend(slot, Errand::Transfer(transfer)),
             Ok(moving) => {
                 let places = moving.places();
@@ -309,22 +313,27 @@ impl RingLoop {
 
     /// Ends a transfer whose last operation has completed, and answers it.
     fn settle(&mut self, slot: usize) {
-        let place = &mut self.slots[slot];
-        let Some(moving) = place.moving.take_if(|moving| moving.is_over()) else { return };
+        let Some(moving) = self.slots[slot].moving.take_if(|moving| moving.is_over()) else { return };
         let (errno, transfer) = moving.end();
-        let (direction, len) = (transfer.direction, transfer.len);
+        let (direction, len) = (transfer.direction, transfer.len as usize);
         if (errno, direction) == (libc::ENOSPC, Direction::Write) && !self.ending {
             return self.lend(slot, Errand::Transfer(transfer));
         }
         // Before the answer: see the invariant of the table of files.
         drop(transfer);
+        self.answer_transfer(slot, errno, direction, len);
+    }
+
+    /// Answers a request to move `len` bytes through the ring.
+    fn answer_transfer(&mut self, slot: usize, errno: i32, direction: Direction, len: usize) {
+        let place = &mut self.slots[slot];
         let body = match direction {
             _ if errno != 0 => 0,
-            Direction::Read => len as usize,
+            Direction::Read => len,
             Direction::Write => place.answer_write.len(),
         };
         place.answer_header = out_header(place.unique, errno, body);
-        place.answer_write = answer_write(len);
+        place.answer_write = answer_write(u32::try_from(len).expect("a request's payload is at most 1 MiB"));
         place.answer_pieces = [
             libc::iovec { iov_base: place.answer_header.as_mut_ptr().cast(), iov_len: OUT_HEADER },
             libc::iovec {

@@ -24,6 +24,15 @@ pub(in crate::export) struct Transfer {
     pub(in crate::export) len: u32,
 }
 
+impl Transfer {
+    /// True if it is a write that the volume acknowledges before it is done; see [`Volume::write_early`].
+    ///
+    /// [`Volume::write_early`]: crate::export::Volume::write_early
+    pub(in crate::export) fn is_done_early(&self, payload: &[u8], may_wait: bool) -> bool {
+        self.direction == Direction::Write && Arc::clone(&self.node.volume).write_early(payload, self.offset, may_wait)
+    }
+}
+
 /// A request that may block.
 pub(in crate::export) enum Errand {
     /// [`Transfer`] that the volume did not grant to be done directly.

@@ -151,6 +151,11 @@ fn run<A: Asker>(asker: &A, errand: Errand, slot: &LentSlot, lot: &Lot<A>) {
         Errand::Transfer(transfer @ Transfer { direction: Direction::Write, .. }) => {
             // SAFETY: the slot was lent to this call alone; the kernel has no I/O on it while it is lent.
             let payload = unsafe { slot.arena.payload(slot.slot, transfer.len as usize) };
+            if transfer.is_done_early(payload, true) {
+                let len = transfer.len;
+                drop(transfer);
+                return asker.answer(Reply::Wrote(len));
+            }
             let Transfer { node, offset, .. } = transfer;
             return lot.write(Waiter { asker: asker.clone(), node }, offset, payload);
         }

@@ -1,0 +1,421 @@
+//! Small first writes to shared blocks, acknowledged before the block is copied.
+//!
+//! To copy a block takes several times as long as to write a few bytes of it. So the bytes are put where they outlive
+//! this process ([`EarlyFile`]), the caller is answered, and a thread of [`run`] makes the block: copy, write, map, as
+//! `write.rs` does it. Until that is done the block's cell stays taken: whoever wants the block waits for it, a snapshot
+//! of the device included, so that nobody sees it as it was. He does not wait for his turn: what nobody has begun he makes
+//! himself ([`EarlyWrites::help`]).
+//!
+//! The crash argument. An acknowledged write is in the file until its mapping is in the intent log; the next process
+//! does what it finds in the file again before anybody is served, and to do it twice is harmless, because no later write
+//! to the block was let in before the slot was cleared. After a power cut the file is void: a flush waits until all that
+//! was acknowledged before it stands in its block, and only what was flushed has to survive that.
+//!
+//! What such a write needs is set aside before it is acknowledged: its data block, the room for that in a file below,
+//! metadata in plenty. Where that is not at hand, or somebody holds the cell, the write takes the usual way. One that
+//! fails all the same (the old block cannot be read) stays in the file for the next start; until then its block answers
+//! with errors, and so do flushes and snapshots of the device.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::device::{BlockDevice, SharedFile};
+use crate::embedded::backing::Backing;
+use crate::embedded::cells::share_cells;
+use crate::embedded::chunk::Entry;
+use crate::embedded::early_file::{EarlyFile, EarlyWrite, PAGE, PAGES_OF_WRITE, Pages, SLOTS, parse};
+use crate::embedded::intent_log::sibling;
+use crate::embedded::plan::Plan;
+use crate::embedded::replay::set_aside;
+use crate::embedded::volume::ThinVolume;
+use crate::error::{Error, ErrorKind, Result};
+use crate::export::Direction;
+use crate::meta::DataRun;
+use crate::mutation::Mutation;
+use crate::thin_pool::Access;
+use crate::units::{ByteCount, DeviceId};
+
+/// Threads that make the blocks.
+pub(super) const MAKERS: usize = 8;
+/// Bytes of the largest write that is acknowledged early: a page of every database.
+const WRITE_MAX: usize = PAGES_OF_WRITE * PAGE;
+/// Largest block that is made in the background: what is waited for at a flush stays short.
+const BLOCK_MAX: u64 = 256 << 10;
+
+/// A write that was acknowledged. Whoever has it holds the cell of its block alone.
+struct Early {
+    sequence: u64,
+    slot: u16,
+    pages: Pages,
+    volume: Arc<ThinVolume>,
+    offset: u64,
+    bytes: Vec<u8>,
+    to: DataRun,
+}
+
+impl Early {
+    fn block(&self) -> u64 {
+        self.offset / self.volume.block_bytes()
+    }
+}
+
+/// A write that failed after it was acknowledged.
+struct Broken {
+    device: DeviceId,
+    slot: u16,
+    block: u64,
+    why: (ErrorKind, String),
+}
+
+struct Inner {
+    slots: Vec<u16>,
+    pages: Vec<u16>,
+    queue: VecDeque<Early>,
+    /// Writes that were acknowledged and are not done, by their number.
+    under_way: BTreeMap<u64, DeviceId>,
+    broken: Vec<Broken>,
+    next: u64,
+    /// Who waits for a place: the one whose turn it is, and the number of the next who comes.
+    turn: u64,
+    turns: u64,
+    /// Writes of a dead process that are yet to be done again.
+    undone: usize,
+    /// Makers that wait for work.
+    idle: usize,
+    stop: bool,
+}
+
+/// The early writes of a pool.
+pub(super) struct EarlyWrites {
+    file: EarlyFile,
+    inner: Mutex<Inner>,
+    /// Writes that nobody has begun; keeps those out of the mutex who find none in their way.
+    queued: AtomicUsize,
+    filled: Condvar,
+    done: Condvar,
+}
+
+impl EarlyWrites {
+    /// Opens the file that belongs to the intent log at `log`, or makes one; with what a dead process had acknowledged,
+    /// which is to be given to [`Self::redo`] before anybody is served. Errors: `DoubtfulLog`, `InUse`,
+    /// `OutOfDataSpace`, `Io`.
+    pub(super) fn open(log: &Path, identity: [u8; 16], boot: [u8; 16]) -> Result<(Self, Vec<EarlyWrite>)> {
+        let path = path_of(log);
+        let fresh = |path: &Path| Ok((Self::new(EarlyFile::create(path, identity, boot)?), Vec::new()));
+        let Some(mut file) = SharedFile::open(&path)? else { return fresh(&path) };
+        let content = parse(&file.read(u64::MAX)?)
+            .map_err(|e| e.doing(format_args!("the file of early writes {}", path.display())))?;
+        if content.boot != boot {
+            return fresh(&path);
+        }
+        if content.identity != identity {
+            let aside = set_aside(&mut file, &format!("of-{:032x}", u128::from_be_bytes(content.identity)))?;
+            tracing::warn!("the early writes in {} are another pool's: kept as {}", path.display(), aside.display());
+            return fresh(&path);
+        }
+        let this = Self::new(EarlyFile::resume(file)?);
+        this.lock().undone = content.writes.len();
+        Ok((this, content.writes))
+    }
+
+    fn new(file: EarlyFile) -> Self {
+        let inner = Inner {
+            slots: (0..SLOTS).rev().collect(),
+            pages: (0..SLOTS).rev().collect(),
+            queue: VecDeque::with_capacity(usize::from(SLOTS)),
+            under_way: BTreeMap::new(),
+            broken: Vec::new(),
+            next: 0,
+            turn: 0,
+            turns: 0,
+            undone: 0,
+            idle: 0,
+            stop: false,
+        };
+        Self {
+            file,
+            inner: Mutex::new(inner),
+            queued: AtomicUsize::new(0),
+            filled: Condvar::new(),
+            done: Condvar::new(),
+        }
+    }
+
+    /// Does again what a dead process had acknowledged. A device that is gone was deleted, with what was written to it.
+    /// Errors: those of a write; then nothing is lost, and the next start tries again.
+    pub(super) fn redo(&self, backing: &Arc<Backing>, writes: Vec<EarlyWrite>) -> Result<()> {
+        for EarlyWrite { slot, device, offset, bytes, .. } in writes {
+            let doing = |e: Error| e.doing(format_args!("do an acknowledged write to device {device} again"));
+            let details = backing.metadata()?.find_device(device).map_err(doing)?;
+            if let Some(details) = details {
+                let size = ByteCount(offset.saturating_add(bytes.len() as u64));
+                ThinVolume::new(Arc::clone(backing), device, details, size, Access::ReadWrite)
+                    .and_then(|volume| volume.write_at(&bytes, offset))
+                    .map_err(doing)?;
+            }
+            self.file.clear(slot);
+        }
+        match std::mem::take(&mut self.lock().undone) {
+            0 => {}
+            count => tracing::info!("did {count} writes again that a dead process had acknowledged"),
+        }
+        Ok(())
+    }
+
+    /// Acknowledges a write if all that it needs is at hand. True: the caller may be answered. Where others are before it
+    /// that takes until they are done, or, unless it `may_wait`, the write is refused.
+    pub(super) fn take(&self, volume: &Arc<ThinVolume>, bytes: &[u8], offset: u64, may_wait: bool) -> bool {
+        let size = volume.block_bytes();
+        let block = offset / size;
+        let fits = bytes.len() <= WRITE_MAX && bytes.len().is_multiple_of(512) && !bytes.is_empty();
+        if !fits || size > BLOCK_MAX || (offset + bytes.len() as u64 - 1) / size != block {
+            return false;
+        }
+        if may_wait {
+            // The cell is let go by hand, when the block is made.
+            std::mem::forget(volume.take_alone(block, 1));
+        } else if !volume.cells.try_alone(block) {
+            return false;
+        }
+        let taken = self.take_alone(volume, bytes, offset, may_wait);
+        if !taken {
+            volume.cells.open(block);
+        }
+        taken
+    }
+
+    fn take_alone(&self, volume: &Arc<ThinVolume>, bytes: &[u8], offset: u64, may_wait: bool) -> bool {
+        let block = offset / volume.block_bytes();
+        let known = match volume.table.get(block) {
+            Entry::Unknown if may_wait => volume.resolve(block, 1).map_or(Entry::Unknown, |found| found.get(block)),
+            known => known,
+        };
+        let plan = volume.plan(known, Direction::Write);
+        if !matches!(plan, Plan::BreakSharing(_)) || volume.check_broken(block, 1).is_err() {
+            return false;
+        }
+        let Some((slot, pages)) = self.place(bytes.len(), may_wait) else { return false };
+        let Some(to) = volume.backing.reserve_at_hand(may_wait) else {
+            self.lock().give_back(slot, pages, bytes.len());
+            return false;
+        };
+        let mut inner = self.lock();
+        let sequence = inner.next;
+        inner.next += 1;
+        inner.under_way.insert(sequence, volume.id);
+        drop(inner);
+        if !Mutation::SkipEarlyFile.is_on() {
+            self.file.put(slot, pages, sequence, volume.id, offset, bytes);
+        }
+        let volume = Arc::clone(volume);
+        let early = Early { sequence, slot, pages, volume, offset, bytes: bytes.to_vec(), to };
+        let mut inner = self.lock();
+        inner.queue.push_back(early);
+        self.queued.store(inner.queue.len(), Ordering::Relaxed);
+        let waiting = inner.idle > 0;
+        drop(inner);
+        if waiting {
+            self.filled.notify_one();
+        }
+        true
+    }
+
+    /// Makes the blocks that nobody has begun and whose cells stand in the way of these blocks of the volume.
+    pub(super) fn help(&self, volume: &ThinVolume, first: u64, blocks: u64) {
+        self.make_of(|early| early.volume.id == volume.id && share_cells(early.block(), first, blocks));
+    }
+
+    /// Returns when all writes to the device that were acknowledged before the call stand in their blocks. Errors: that
+    /// of the first one that failed.
+    pub(super) fn settle(&self, device: DeviceId) -> Result<()> {
+        let until = self.lock().next;
+        self.make_of(|early| early.volume.id == device && early.sequence < until);
+        let mut inner = self.lock();
+        while inner.under_way.range(..until).any(|(_, of)| *of == device) {
+            inner = self.done.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+        inner.check(|broken| broken.device == device)
+    }
+
+    /// Errors if a write to one of the blocks failed after it was acknowledged.
+    pub(super) fn check(&self, device: DeviceId, first: u64, blocks: u64) -> Result<()> {
+        self.lock().check(|broken| broken.device == device && (first..first + blocks).contains(&broken.block))
+    }
+
+    /// True if a write to the device failed after it was acknowledged.
+    pub(super) fn is_broken(&self, device: DeviceId) -> bool {
+        self.lock().broken.iter().any(|broken| broken.device == device)
+    }
+
+    /// The device is about to be deleted, with what could not be written to it.
+    pub(super) fn forget(&self, device: DeviceId) {
+        self.lock().broken.retain(|broken| {
+            if broken.device == device {
+                self.file.clear(broken.slot);
+            }
+            broken.device != device
+        });
+    }
+
+    /// True if nothing stands in the file that is still to be done.
+    pub(super) fn is_done(&self) -> bool {
+        let inner = self.lock();
+        inner.undone == 0 && inner.under_way.is_empty() && inner.broken.is_empty()
+    }
+
+    /// Takes the file away.
+    pub(super) fn remove(&self) -> Result<()> {
+        self.file.remove()
+    }
+
+    /// Ends the makers when all is done that was acknowledged.
+    pub(super) fn stop(&self) {
+        self.lock().stop = true;
+        self.filled.notify_all();
+    }
+
+    /// A slot and the pages for so many bytes, to one after the other.
+    fn place(&self, len: usize, may_wait: bool) -> Option<(u16, Pages)> {
+        let mut inner = self.lock();
+        if !may_wait && inner.turn != inner.turns {
+            return None;
+        }
+        let turn = inner.turns;
+        inner.turns += 1;
+        loop {
+            let place = if inner.turn == turn { inner.place(len) } else { None };
+            // With nothing under way no place comes back: what is broken keeps its own.
+            let none_comes = inner.turn == turn && (!may_wait || inner.under_way.is_empty());
+            if place.is_some() || none_comes {
+                inner.turn += 1;
+                let others = inner.turn != inner.turns;
+                drop(inner);
+                if others {
+                    self.done.notify_all();
+                }
+                return place;
+            }
+            inner = self.done.wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Each change of it is whole in itself.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next(&self) -> Option<Early> {
+        let mut inner = self.lock();
+        loop {
+            if let Some(early) = inner.queue.pop_front() {
+                self.queued.store(inner.queue.len(), Ordering::Relaxed);
+                return Some(early);
+            }
+            if inner.stop {
+                return None;
+            }
+            inner.idle += 1;
+            inner = self.filled.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner.idle -= 1;
+        }
+    }
+
+    /// Makes the blocks of those writes that nobody has begun.
+    fn make_of(&self, mut which: impl FnMut(&Early) -> bool) {
+        while self.queued.load(Ordering::Relaxed) > 0 {
+            let mut inner = self.lock();
+            let Some(early) = inner.queue.iter().position(&mut which).and_then(|at| inner.queue.remove(at)) else {
+                return;
+            };
+            self.queued.store(inner.queue.len(), Ordering::Relaxed);
+            drop(inner);
+            self.make(&early);
+        }
+    }
+
+    fn make(&self, early: &Early) {
+        let make = || early.volume.write_taken(&early.bytes, early.offset, early.to);
+        let made = catch_unwind(AssertUnwindSafe(make));
+        self.end(early, made.unwrap_or_else(|_| Err(Error::new(ErrorKind::Io, "the pool panicked"))));
+    }
+
+    fn end(&self, early: &Early, made: Result<()>) {
+        let Early { sequence, slot, pages, volume, offset, bytes, .. } = early;
+        let block = early.block();
+        let mut inner = self.lock();
+        match made {
+            Ok(()) => {
+                self.file.clear(*slot);
+                inner.give_back(*slot, *pages, bytes.len());
+            }
+            Err(e) => {
+                tracing::error!(
+                    "an acknowledged write to device {} at {offset} could not be done, and is kept for the next start: {e}",
+                    volume.id
+                );
+                let why = (e.kind(), e.to_string());
+                inner.broken.push(Broken { device: volume.id, slot: *slot, block, why });
+                volume.note_broken();
+            }
+        }
+        inner.under_way.remove(sequence);
+        drop(inner);
+        // Behind the end of the slot: the next write to the block must not be undone by this one.
+        volume.cells.open(block);
+        self.done.notify_all();
+    }
+}
+
+impl Inner {
+    /// A slot and the pages for so many bytes.
+    fn place(&mut self, len: usize) -> Option<(u16, Pages)> {
+        let count = len.div_ceil(PAGE);
+        let rest = self.pages.len().checked_sub(count)?;
+        let slot = self.slots.pop()?;
+        let mut pages = [0; PAGES_OF_WRITE];
+        pages.iter_mut().zip(self.pages.drain(rest..)).for_each(|(place, page)| *place = page);
+        Some((slot, pages))
+    }
+
+    fn give_back(&mut self, slot: u16, pages: Pages, len: usize) {
+        self.slots.push(slot);
+        self.pages.extend(&pages[..len.div_ceil(PAGE)]);
+    }
+
+    fn check(&self, which: impl Fn(&Broken) -> bool) -> Result<()> {
+        match self.broken.iter().find(|broken| which(broken)) {
+            None => Ok(()),
+            Some(Broken { block, why: (kind, why), .. }) => Err(Error::new(
+                *kind,
+                format!(
+                    "a write to block {block} was acknowledged and could not be done; a restart tries again: {why}"
+                ),
+            )),
+        }
+    }
+}
+
+/// Where the early writes stand that belong to an intent log.
+pub(super) fn path_of(log: &Path) -> PathBuf {
+    sibling(log, "early")
+}
+
+/// How many writes a dead process of this boot had acknowledged for a pool that the asker perhaps knows. Errors:
+/// `DoubtfulLog`, `Io`.
+pub(super) fn count(log: &Path, identity: Option<[u8; 16]>, boot: [u8; 16]) -> Result<u64> {
+    let Some(bytes) = SharedFile::peek(&path_of(log), u64::MAX)? else { return Ok(0) };
+    let content = parse(&bytes)?;
+    let meant = content.boot == boot && identity.is_none_or(|identity| identity == content.identity);
+    Ok(if meant { content.writes.len() as u64 } else { 0 })
+}
+
+/// A maker's life, until [`EarlyWrites::stop`].
+pub(super) fn run(backing: &Arc<Backing>) {
+    let Some(writes) = &backing.early else { return };
+    while let Some(early) = writes.next() {
+        writes.make(&early);
+    }
+}
