@@ -162,7 +162,23 @@ impl Backing {
         if !committed || self.mode.check_changes().is_err() {
             return self.commits.wait_durable();
         }
-        let done = self.flush_data();
+        self.note_flush(self.flush_data())
+    }
+
+    /// As [`flush`](Self::flush), if nothing but the data has to be flushed and that has been quick of late; else nothing
+    /// is done.
+    pub(super) fn flush_at_hand(&self) -> Option<Result<()>> {
+        let committed = {
+            let metadata = self.metadata.try_lock().ok()?;
+            !metadata.dirty() && !metadata.is_frozen()
+        };
+        if !committed || !self.data_flush.is_quick() || self.mode.check_changes().is_err() {
+            return None;
+        }
+        Some(self.note_flush(self.flush_data()))
+    }
+
+    fn note_flush(&self, done: Result<()>) -> Result<()> {
         if let Err(e) = &done {
             self.mode.change(PoolMode::ReadOnly, &format!("a flush failed: {e}"));
             self.pulse.room_changed();

@@ -3,7 +3,9 @@
 //! Invariant: a flush that failed is the last. The kernel tells of lost writes once, and a later flush, or one that ran
 //! at the same moment, would answer success for them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -19,9 +21,19 @@ struct Rounds {
 pub(super) struct DataFlush {
     rounds: Mutex<Rounds>,
     ended: Condvar,
+    /// The last one was over in less than [`QUICK`], and none runs.
+    quick: AtomicBool,
 }
 
+/// What a thread that serves others may be away for.
+const QUICK: Duration = Duration::from_micros(400);
+
 impl DataFlush {
+    /// True if a flush that began now would likely be over soon.
+    pub(super) fn is_quick(&self) -> bool {
+        self.quick.load(Ordering::Relaxed)
+    }
+
     /// Returns when all that was written before the call is durable, by `flush` or by somebody else's that began after
     /// the call. Errors: that of the first flush that failed.
     pub(super) fn share(&self, flush: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -40,7 +52,10 @@ impl DataFlush {
         rounds.begun += 1;
         drop(rounds);
         let mut running = Running { rounds: self, failed: Some((ErrorKind::Io, "its thread panicked".to_owned())) };
+        self.quick.store(false, Ordering::Relaxed);
+        let begun = Instant::now();
         let done = flush();
+        self.quick.store(begun.elapsed() < QUICK, Ordering::Relaxed);
         running.failed = done.as_ref().err().map(|e| (e.kind(), e.to_string()));
         done
     }

@@ -240,6 +240,12 @@ impl EarlyWrites {
         inner.check(|broken| broken.device == device)
     }
 
+    /// True if no write that was acknowledged has yet to be done.
+    pub(super) fn is_settled(&self) -> bool {
+        let inner = self.lock();
+        inner.under_way.is_empty() && inner.broken.is_empty()
+    }
+
     /// Errors if a write to one of the blocks failed after it was acknowledged.
     pub(super) fn check(&self, device: DeviceId, first: u64, blocks: u64) -> Result<()> {
         self.lock().check(|broken| broken.device == device && (first..first + blocks).contains(&broken.block))

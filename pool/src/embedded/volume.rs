@@ -318,6 +318,13 @@ impl Volume for ThinVolume {
         self.check_write(offset, buf.len() as u64).is_ok() && early.take(&self, buf, offset, may_wait)
     }
 
+    fn flush_at_hand(&self) -> Option<Result<()>> {
+        if self.backing.early.as_ref().is_some_and(|early| !early.is_settled()) {
+            return None;
+        }
+        self.backing.flush_at_hand()
+    }
+
     fn outlook(&self, error: &Error) -> Outlook {
         self.backing.outlook(error)
     }

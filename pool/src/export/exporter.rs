@@ -137,6 +137,12 @@ pub trait Volume: BlockDevice {
         false
     }
 
+    /// Flushes, if that is likely to be over before a thread that sleeps could have been woken for it. `None`: nothing was
+    /// done, use `flush`.
+    fn flush_at_hand(&self) -> Option<Result<()>> {
+        None
+    }
+
     /// What to hope for after one of the two answered `error`; starts what brings room if there is such a thing.
     fn outlook(&self, _error: &Error) -> Outlook {
         Outlook::None

@@ -56,6 +56,29 @@ fn a_failed_write_of_metadata_marks_the_pool_for_a_check() {
 }
 
 #[test]
+fn a_flush_is_at_hand_when_nothing_but_the_data_has_to_be_flushed() {
+    let ground = Ground::new(64);
+    let volume = ground.device(1, 32 * BLOCK);
+    volume.write_at(&bytes(2 * BLOCK, 1), 0).unwrap();
+    // Memory is quick; the thread may have been kept from its processor.
+    let quick = || {
+        volume.flush().unwrap();
+        volume.write_at(&bytes(512, 2), 0).unwrap();
+        volume.flush_at_hand().is_some_and(|done| done.is_ok())
+    };
+    assert!((0..1000).any(|_| quick()), "a block that is written in place needs no commit");
+    volume.write_at(&bytes(BLOCK, 3), 8 * BLOCK).unwrap();
+    assert!(volume.flush_at_hand().is_none(), "a mapping waits for its commit");
+    assert!((0..1000).any(|_| quick()));
+    ground.data.flush_fails.store(true, Ordering::SeqCst);
+    // Slow or not, it is told once, and then the pool takes no writes.
+    let failed = volume.flush_at_hand().unwrap_or_else(|| volume.flush()).unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Io);
+    assert_eq!(ground.pool.status().unwrap().mode, PoolMode::ReadOnly);
+    assert!(volume.flush_at_hand().is_none() && volume.flush().is_err(), "it is not trusted again");
+}
+
+#[test]
 fn an_acknowledged_write_whose_old_block_cannot_be_read_is_kept_and_done_by_a_later_start() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("intent.log");

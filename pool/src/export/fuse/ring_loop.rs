@@ -247,6 +247,14 @@ impl RingLoop {
         };
         match decision {
             Decision::Transfer(transfer) => self.begin(slot, transfer),
+            // Nobody else waits for this thread, and to wake another one would take as long as the flush.
+            Decision::Errand(Errand::Flush(node)) if self.in_flight + self.lent == 0 => match node.flush_at_hand() {
+                Some(errno) => {
+                    drop(node);
+                    self.answer_now(slot, errno, &[]);
+                }
+                None => self.lend(slot, Errand::Flush(node)),
+            },
             Decision::Errand(errand) => self.lend(slot, errand),
             Decision::Silence => self.free.push(slot),
             Decision::Status(errno) => self.answer_now(slot, errno, &[]),

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::exporter::Volume;
+use crate::export::work::errand::errno_of;
 use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
 
@@ -42,6 +43,18 @@ impl Node {
     /// False while nothing can have been written: a flush has nothing to do then.
     pub(in crate::export) fn was_changed(&self) -> bool {
         self.changed.load(Ordering::Acquire)
+    }
+
+    /// Flushes on the caller's thread if that is not for long; the errno, 0 for success.
+    pub(in crate::export) fn flush_at_hand(&self) -> Option<i32> {
+        let done = self.volume.flush_at_hand()?;
+        Some(done.map_or_else(
+            |e| {
+                tracing::warn!(kind = ?e.kind(), "flush device {}: {e}", self.id);
+                errno_of(e.kind())
+            },
+            |()| 0,
+        ))
     }
 
     pub(in crate::export) fn size(&self) -> u64 {
