@@ -1,4 +1,4 @@
-//! A container that is mounted and does nothing costs the pool little: what its mount writes lands in few blocks.
+//! What a pool takes of the disk: little for a container that is mounted and does nothing, and where it was told to.
 
 // All of this is test code, helpers too: clippy lets tests unwrap.
 #![cfg(test)]
@@ -58,6 +58,33 @@ async fn root_an_idle_container_takes_at_most_256_kib() {
         client.remove(&format!("container-{number}")).await.unwrap();
     }
     client.remove("image").await.unwrap();
+    client.cleanup().await.unwrap();
+    drop(client);
+    service.stop_and_leave_nothing();
+}
+
+#[tokio::test]
+async fn root_a_pool_in_a_file_that_was_named_is_served_by_the_first_start_and_by_the_next() {
+    if !is_able("root_a_pool_in_a_file_that_was_named_is_served_by_the_first_start_and_by_the_next", &[]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("somewhere-else");
+    std::fs::File::create(&data).unwrap();
+    let mut service = Service::start(&format!("[pool]\ndata_device = {data:?}\n"));
+    let mut client = Client::new(&service.socket(), "thinsnap");
+    let taken = || std::os::unix::fs::MetadataExt::blocks(&data.metadata().unwrap());
+    let before = taken();
+    client.prepare("first", "").await.unwrap();
+    client.commit("image", "first").await.unwrap();
+    assert!(taken() > before, "the base device stands in the file");
+    service.stop();
+    service.up();
+    let mut client = Client::new(&service.socket(), "thinsnap");
+    client.prepare("container", "image").await.unwrap();
+    for name in ["container", "image"] {
+        client.remove(name).await.unwrap();
+    }
     client.cleanup().await.unwrap();
     drop(client);
     service.stop_and_leave_nothing();

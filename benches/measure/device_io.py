@@ -21,7 +21,8 @@ THINSNAP = "thinsnap"
 ABOUT = """fio on the block device, or on a file of ext4 on it where it says buffered; jobs in benches/fio/. The stacks: a loop device
 with direct I/O on a plain file (the limit); thinsnap's device, which is a ublk device where the kernel has that and else such
 a loop device on a FUSE file; such a loop device on the FUSE export of a qcow2 with 64 KiB clusters by qemu-storage-daemon. What
-is read or overwritten was written once before; first writes go to space that nobody has written yet; to break sharing, the
+is read or overwritten was written once before; first writes go to space that nobody has written yet, in new sparse files, and
+for thinsnap also in a pool whose data file was written throughout before, as a disk in use is; to break sharing, the
 whole range is shared with a snapshot (qcow2: in a backing file) and each write meets a 64 KiB block that has not been written
 since. The stacks take turns within each repeat. qemu's export (7.2) mixes up the bytes of direct writes that come together, a
 defect of its own that is not counted; below a file system its loop device is not direct."""
@@ -164,9 +165,26 @@ class Ours:
             self.service.call("remove", key="image")
 
 
-def write_all(device, size_mib):
+class Written(Ours):
+    """The same of a pool in a file that was written throughout: no room has to be found below, as on a disk. Blocks that are
+    freed are emptied, so that each repeat gets others."""
+
+    name = f"{THINSNAP}, data file written before"
+
+    def __init__(self, stack, session, directory, size_mib, repeats):
+        data = directory / "written.data"
+        total = (repeats + 1) * size_mib + 256
+        data.touch()
+        # Zeroes: a pool is made on what is empty.
+        write_all(data, total, "--zero_buffers")
+        below = directory / "written"
+        below.mkdir()
+        super().__init__(directory, Service(stack, session.thinsnap, below, f"{total}M", session.engine, data=data))
+
+
+def write_all(device, size_mib, *options):
     """Writes the first `size_mib` of a device or file once, durably."""
-    run("fio", "--name=fill", f"--filename={device}", f"--size={size_mib}m", "--rw=write", "--bs=1m", "--direct=1", "--end_fsync=1",
+    run("fio", *options, "--disk_util=0", "--name=fill", f"--filename={device}", f"--size={size_mib}m", "--rw=write", "--bs=1m", "--direct=1", "--end_fsync=1",
         "--ioengine=io_uring", "--iodepth=4")
 
 
@@ -184,7 +202,7 @@ def measure(session, size_mib, seconds, ramp, repeats):
     work = [
         (_device_jobs, _turns(DEVICE_JOBS, repeats, able)),
         (_file_jobs, _turns(FILE_JOBS, repeats, able)),
-        (_first_writes, _turns(["fill-1m-qd4"], repeats, able)),
+        (_first_writes, _turns(["fill-1m-qd4"], repeats, [*able, Written])),
         (_break_sharing, _turns(SHARING_JOBS, repeats, [kind for kind in able if kind is not Plain])),
     ]
     for does, turns in work:
@@ -194,6 +212,8 @@ def measure(session, size_mib, seconds, ramp, repeats):
             directory = stack.enter_context(session.scratch())
             service = Service(stack, session.thinsnap, directory, f"{8 * size_mib // 1024 + 20}G", session.engine)
             stacks = {kind.name: kind(directory, service) for kind in able}
+            if does is _first_writes:
+                stacks[Written.name] = Written(stack, session, directory, size_mib, repeats)
             does(session, stack, directory, stacks, turns, {"size_mib": size_mib, "seconds": seconds, "ramp": ramp})
 
 
@@ -247,7 +267,9 @@ def _first_writes(session, _stack, _directory, stacks, turns, size):
                 drop_caches()
                 for row in ["first write", "rewrite"]:
                     words = fio.run_job(job, device, SIZE=f"{size['size_mib']}m")
-                    samples.append(Sample("first", row, name, fio.mib_per_second(words), raw=fio.raw(words, name, row=row)))
+                    # Nobody's but thinsnap's.
+                    row, stack = (f"{row}, data file written before", THINSNAP) if name == Written.name else (row, name)
+                    samples.append(Sample("first", row, stack, fio.mib_per_second(words), raw=fio.raw(words, stack, row=row)))
             return samples
         session.step(step, work, name)
 

@@ -80,6 +80,8 @@ impl Backend {
             pool_files::make(config)?;
             tracing::info!(root = %config.root.display(), "made a pool");
         }
+        // Where it was made: on files or disks of other names there are links by now.
+        let paths = pool_paths_of(&config.root);
         // A replacement of the metadata that was cut short leaves a disk without a pool.
         if finish_replacement(&note_of(&config.root))? {
             tracing::info!("finished putting new metadata in its place");
