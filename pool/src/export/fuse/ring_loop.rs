@@ -21,7 +21,8 @@ use crate::export::fuse::ring_slot::{Event, Slot};
 use crate::export::fuse::session::set_waiting;
 use crate::export::fuse::wire::{OUT_HEADER, Request, WRITE_HEADER, answer_write, out_header};
 use crate::export::work::{
-    Arena, Errand, Home, Job, JobSender, LentSlot, Mailbox, Moving, PAYLOAD_MAX, Poll, SLOTS, Transfer, build_ring,
+    Arena, Errand, Home, Job, JobSender, LentSlot, Mailbox, Moving, Node, PAYLOAD_MAX, Poll, SLOTS, Transfer,
+    build_ring,
 };
 
 /// Most reads of /dev/fuse in flight. A batch of requests wants many; but every read that waits is woken by every
@@ -247,14 +248,7 @@ impl RingLoop {
         };
         match decision {
             Decision::Transfer(transfer) => self.begin(slot, transfer),
-            // Nobody else waits for this thread, and to wake another one would take as long as the flush.
-            Decision::Errand(Errand::Flush(node)) if self.in_flight + self.lent == 0 => match node.flush_at_hand() {
-                Some(errno) => {
-                    drop(node);
-                    self.answer_now(slot, errno, &[]);
-                }
-                None => self.lend(slot, Errand::Flush(node)),
-            },
+            Decision::Errand(Errand::Flush(node)) => self.flush(slot, node),
             Decision::Errand(errand) => self.lend(slot, errand),
             Decision::Silence => self.free.push(slot),
             Decision::Status(errno) => self.answer_now(slot, errno, &[]),
@@ -264,6 +258,19 @@ impl RingLoop {
                 let nodes = Arc::clone(&self.nodes);
                 self.jobs.send(Job::Aside(Box::new(move || nodes.settle(node))));
             }
+        }
+    }
+
+    /// Flushes on this thread if nobody else waits for it: to wake another one would take as long as the flush.
+    fn flush(&mut self, slot: usize, node: Arc<Node>) {
+        self.poll.rest();
+        let nobody_waits = self.in_flight + self.lent == 0;
+        match nobody_waits.then(|| node.flush_at_hand()).flatten() {
+            Some(errno) => {
+                drop(node);
+                self.answer_now(slot, errno, &[]);
+            }
+            None => self.lend(slot, Errand::Flush(node)),
         }
     }
 

@@ -20,6 +20,9 @@ use io_uring::IoUring;
 const AWAKE_MAX: Duration = Duration::from_micros(100);
 /// Events of one turn up to which requests come one at a time: a request, its transfer's end, its answer.
 const FEW: usize = 3;
+/// Waits that are asleep behind a flush: the kernel's threads that write and flush for one caller want the processors that
+/// this one would wait on.
+const REST: u32 = 16;
 /// `IORING_ENTER_GETEVENTS`: completions that wait for this thread are handled.
 const GET_EVENTS: u32 = 1;
 /// How long in all some task or other has waited for a processor.
@@ -32,6 +35,8 @@ const CALM: f64 = 0.2;
 /// How long the next wait stays awake.
 pub(in crate::export) struct Poll {
     awake: Duration,
+    /// Waits that are asleep, whatever was before.
+    rest: u32,
     pressure: Option<Pressure>,
 }
 
@@ -47,13 +52,20 @@ impl Poll {
     pub(in crate::export) fn new() -> Self {
         // With one processor whoever causes the event needs it.
         let several = available_parallelism().map_or(1, NonZero::get) > 1;
-        Self { awake: Duration::ZERO, pressure: several.then(Pressure::open).flatten() }
+        Self { awake: Duration::ZERO, rest: 0, pressure: several.then(Pressure::open).flatten() }
+    }
+
+    /// A flush has come: the next waits are asleep.
+    pub(in crate::export) fn rest(&mut self) {
+        (self.awake, self.rest) = (Duration::ZERO, REST);
     }
 
     /// Hands over what was pushed and waits for `events` completions; the turn before had `before`. Errors: as
     /// `submit_and_wait`.
     pub(in crate::export) fn wait(&mut self, ring: &mut IoUring, events: usize, before: usize) -> io::Result<()> {
-        let Some(pressure) = self.pressure.as_mut().filter(|_| before <= FEW) else {
+        let resting = self.rest > 0;
+        self.rest = self.rest.saturating_sub(1);
+        let Some(pressure) = self.pressure.as_mut().filter(|_| before <= FEW && !resting) else {
             return ring.submit_and_wait(events).map(drop);
         };
         let start = Instant::now();
@@ -118,7 +130,7 @@ mod tests {
 
     use io_uring::{IoUring, opcode};
 
-    use super::{AWAKE_MAX, LOOK, PRESSURE, Poll, Pressure, parse};
+    use super::{AWAKE_MAX, LOOK, PRESSURE, Poll, Pressure, REST, parse};
 
     #[test]
     fn the_time_that_tasks_have_waited_is_found_in_the_kernels_words() {
@@ -134,7 +146,7 @@ mod tests {
     fn wait(calm: bool, awake: Duration, event: bool) -> Option<Poll> {
         let file = File::open(PRESSURE).ok()?;
         let pressure = Pressure { file, looked: Instant::now() + 1000 * LOOK, stalled: Duration::ZERO, calm };
-        let mut poll = Poll { awake, pressure: Some(pressure) };
+        let mut poll = Poll { awake, rest: 0, pressure: Some(pressure) };
         let mut ring = IoUring::new(4).unwrap();
         let deadline = io_uring::types::Timespec::new().nsec(5_000_000);
         let entry = match event {
@@ -146,6 +158,20 @@ mod tests {
         poll.wait(&mut ring, 1, 1).unwrap();
         assert_eq!(ring.completion().count(), 1, "it returned before its event");
         Some(poll)
+    }
+
+    #[test]
+    fn behind_a_flush_waits_are_asleep_for_a_while() {
+        let mut poll = Poll::new();
+        let mut ring = IoUring::new(4).unwrap();
+        poll.rest();
+        for _ in 0..REST {
+            // SAFETY: nothing is pointed to.
+            unsafe { ring.submission().push(&opcode::Nop::new().build()) }.unwrap();
+            poll.wait(&mut ring, 1, 1).unwrap();
+            assert_eq!((ring.completion().count(), poll.awake), (1, Duration::ZERO));
+        }
+        assert_eq!(poll.rest, 0);
     }
 
     #[test]
