@@ -22,7 +22,7 @@ const AWAKE_MAX: Duration = Duration::from_micros(100);
 const FEW: usize = 3;
 /// Waits that are asleep behind a flush: the kernel's threads that write and flush for one caller want the processors that
 /// this one would wait on.
-const REST: u32 = 16;
+const REST: u32 = 4;
 /// `IORING_ENTER_GETEVENTS`: completions that wait for this thread are handled.
 const GET_EVENTS: u32 = 1;
 /// How long in all some task or other has waited for a processor.
