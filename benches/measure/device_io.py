@@ -202,7 +202,7 @@ def measure(session, size_mib, seconds, ramp, repeats):
     work = [
         (_device_jobs, _turns(DEVICE_JOBS, repeats, able)),
         (_file_jobs, _turns(FILE_JOBS, repeats, able)),
-        (_first_writes, _turns(["fill-1m-qd4"], repeats, [*able, Written])),
+        (_first_writes, _turns(["fill-1m-qd4"], repeats, [*able, Written] if Ours in able else able)),
         (_break_sharing, _turns(SHARING_JOBS, repeats, [kind for kind in able if kind is not Plain])),
     ]
     for does, turns in work:
@@ -212,7 +212,7 @@ def measure(session, size_mib, seconds, ramp, repeats):
             directory = stack.enter_context(session.scratch())
             service = Service(stack, session.thinsnap, directory, f"{8 * size_mib // 1024 + 20}G", session.engine)
             stacks = {kind.name: kind(directory, service) for kind in able}
-            if does is _first_writes:
+            if does is _first_writes and Ours in able:
                 stacks[Written.name] = Written(stack, session, directory, size_mib, repeats)
             does(session, stack, directory, stacks, turns, {"size_mib": size_mib, "seconds": seconds, "ramp": ramp})
 

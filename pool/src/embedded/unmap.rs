@@ -27,6 +27,8 @@ impl ThinVolume {
         while block < end {
             let step = (end - block).min(most);
             let _cells = self.take_alone(block, step);
+            // Done again at the next start, the write would come back behind its discard.
+            self.check_broken(block, step)?;
             let done = match self.unmap_step(block, step) {
                 Err(e) if e.kind() == ErrorKind::OutOfMetadataSpace && self.backing.make_metadata_room()? => {
                     self.unmap_step(block, step)

@@ -111,6 +111,7 @@ fn an_acknowledged_write_whose_old_block_cannot_be_read_is_kept_and_done_by_a_la
     // The block answers with errors, whatever is asked of it; the others go on.
     assert_eq!(volume.read_at(&mut [0; 512], BLOCK).unwrap_err().kind(), ErrorKind::Io);
     assert_eq!(volume.write_at(&[2; 512], 2 * BLOCK - 512).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(volume.discard(0, 4 * BLOCK).unwrap_err().kind(), ErrorKind::Io);
     assert!(read(&*volume, 0, BLOCK) == bytes(BLOCK, 1));
     volume.write_at(&[3; 512], 0).unwrap();
     // Nobody gets a copy in which the write is missing, and no flush says that it is safe.
