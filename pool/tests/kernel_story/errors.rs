@@ -2,13 +2,14 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 
 use thinsnap_pool::{
     Access, AdoptOptions, BlockSize, ByteCount, CreateOptions, DeviceId, EmbeddedOptions, Error, ErrorKind,
     KernelOptions, KernelPool, PoolMode, PoolPaths, ThinPool, create, open_embedded, open_kernel,
 };
 
-use crate::host_tools::run;
+use crate::host_tools::{eventually, run};
 use crate::support::direct_exporter::DirectExporter;
 use crate::support::disk::Disk;
 use crate::support::kernel_stage::KernelDir;
@@ -247,9 +248,11 @@ fn root_somebody_elses_pool_is_looked_at_before_it_is_changed() {
     pool.create_thin(id(5)).unwrap();
     let path = pool.activate(id(5), SIZE, Access::ReadWrite).unwrap();
     Disk::open(&path).write(&[4; 65536], 0);
-    pool.deactivate(id(5)).unwrap();
+    eventually("nobody has the device", || pool.deactivate(id(5)).unwrap());
     let table = run("dmsetup", ["table", &name]);
-    run("dmsetup", ["remove", &name]);
+    // Somebody may look at it at this moment.
+    let remove = || Command::new("dmsetup").args(["remove", &name]).status().unwrap();
+    eventually("the pool is not the first engine's any more", || remove().success());
     run("dmsetup", ["create", "vg-pool-tpool", "--uuid", "LVM-xyz-tpool", "--table", table.trim()]);
 
     let options = AdoptOptions { run_dir: dir.run_dir(), changes: false };
