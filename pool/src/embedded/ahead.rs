@@ -47,7 +47,7 @@ impl Ahead {
         if inside && window.end - next >= (window.step / 2).min(total.saturating_sub(next)) {
             return;
         }
-        let start = if inside { window.end } else { next };
+        let start = if inside && !window.holed { window.end } else { next };
         let follows = window.taken.is_some_and(|taken| taken.elapsed() < PAUSE);
         let step = if follows { (2 * window.step).clamp(STEP_MIN, STEP_MAX) } else { STEP_MIN };
         let len = step.min(total.saturating_sub(start));

@@ -295,8 +295,10 @@ impl Backing {
     pub(super) fn punch(&self, runs: &[DataRun]) {
         for run in runs {
             let (offset, len) = (self.data_offset(run.start.0), self.data_offset(run.len));
+            let discarded = self.data.discard(offset, len);
+            // Behind it: who takes room meanwhile does not count on it, and the blocks are nobody's yet.
             self.ahead.emptied(offset, offset + len);
-            if let Err(e) = self.data.discard(offset, len) {
+            if let Err(e) = discarded {
                 tracing::warn!(
                     "{} freed blocks from {} on keep their room on the data device: {e}",
                     run.len,

@@ -26,13 +26,15 @@ use crate::device::{BlockDevice, SharedFile};
 use crate::embedded::backing::Backing;
 use crate::embedded::cells::share_cells;
 use crate::embedded::chunk::Entry;
-use crate::embedded::early_file::{EarlyFile, EarlyWrite, PAGE, PAGES_OF_WRITE, Pages, SLOTS, parse};
+use crate::embedded::early_file::{
+    EarlyFile, EarlyWrite, PAGE, PAGES_OF_WRITE, Pages, SLOTS, parse_owner, parse_writes,
+};
 use crate::embedded::intent_log::sibling;
 use crate::embedded::plan::Plan;
 use crate::embedded::replay::set_aside;
 use crate::embedded::volume::ThinVolume;
 use crate::error::{Error, ErrorKind, Result};
-use crate::export::Direction;
+use crate::export::{Direction, shun_memory_pressure};
 use crate::meta::DataRun;
 use crate::mutation::Mutation;
 use crate::thin_pool::Access;
@@ -65,8 +67,9 @@ impl Early {
 /// A write that failed after it was acknowledged.
 struct Broken {
     device: DeviceId,
-    slot: u16,
     block: u64,
+    /// Slot, pages and bytes.
+    place: (u16, Pages, usize),
     why: (ErrorKind, String),
 }
 
@@ -106,19 +109,21 @@ impl EarlyWrites {
         let path = path_of(log);
         let fresh = |path: &Path| Ok((Self::new(EarlyFile::create(path, identity, boot)?), Vec::new()));
         let Some(mut file) = SharedFile::open(&path)? else { return fresh(&path) };
-        let content = parse(&file.read(u64::MAX)?)
-            .map_err(|e| e.doing(format_args!("the file of early writes {}", path.display())))?;
-        if content.boot != boot {
+        let doing = |e: Error| e.doing(format_args!("the file of early writes {}", path.display()));
+        let bytes = file.read(u64::MAX)?;
+        let owner = parse_owner(&bytes).map_err(doing)?;
+        if owner.boot != boot {
             return fresh(&path);
         }
-        if content.identity != identity {
-            let aside = set_aside(&mut file, &format!("of-{:032x}", u128::from_be_bytes(content.identity)))?;
+        if owner.identity != identity {
+            let aside = set_aside(&mut file, &format!("of-{:032x}", u128::from_be_bytes(owner.identity)))?;
             tracing::warn!("the early writes in {} are another pool's: kept as {}", path.display(), aside.display());
             return fresh(&path);
         }
+        let writes = parse_writes(&bytes).map_err(doing)?;
         let this = Self::new(EarlyFile::resume(file)?);
-        this.lock().undone = content.writes.len();
-        Ok((this, content.writes))
+        this.lock().undone = writes.len();
+        Ok((this, writes))
     }
 
     fn new(file: EarlyFile) -> Self {
@@ -145,23 +150,32 @@ impl EarlyWrites {
     }
 
     /// Does again what a dead process had acknowledged. A device that is gone was deleted, with what was written to it.
-    /// Errors: those of a write; then nothing is lost, and the next start tries again.
-    pub(super) fn redo(&self, backing: &Arc<Backing>, writes: Vec<EarlyWrite>) -> Result<()> {
-        for EarlyWrite { slot, device, offset, bytes, .. } in writes {
-            let doing = |e: Error| e.doing(format_args!("do an acknowledged write to device {device} again"));
-            let details = backing.metadata()?.find_device(device).map_err(doing)?;
-            if let Some(details) = details {
-                let size = ByteCount(offset.saturating_add(bytes.len() as u64));
-                ThinVolume::new(Arc::clone(backing), device, details, size, Access::ReadWrite)
-                    .and_then(|volume| volume.write_at(&bytes, offset))
-                    .map_err(doing)?;
+    /// What cannot be done stays for the next start; the pool serves all but its block.
+    pub(super) fn redo(&self, backing: &Arc<Backing>, writes: Vec<EarlyWrite>) {
+        let block_size = backing.block_size.bytes();
+        for EarlyWrite { slot, pages, device, offset, bytes, .. } in writes {
+            let done = Self::redo_one(backing, device, offset, &bytes);
+            let mut inner = self.lock();
+            match done {
+                Ok(()) => self.file.clear(slot),
+                Err(e) => {
+                    let count = bytes.len().div_ceil(PAGE);
+                    inner.slots.retain(|free| *free != slot);
+                    inner.pages.retain(|free| !pages[..count].contains(free));
+                    let place = (slot, pages, bytes.len());
+                    inner.note_broken(device, offset / block_size, place, &e);
+                }
             }
-            self.file.clear(slot);
+            inner.undone -= 1;
         }
-        match std::mem::take(&mut self.lock().undone) {
-            0 => {}
-            count => tracing::info!("did {count} writes again that a dead process had acknowledged"),
-        }
+    }
+
+    fn redo_one(backing: &Arc<Backing>, device: DeviceId, offset: u64, bytes: &[u8]) -> Result<()> {
+        let details = backing.metadata()?.find_device(device)?;
+        let Some(details) = details else { return Ok(()) };
+        let size = ByteCount(offset.saturating_add(bytes.len() as u64));
+        ThinVolume::new(Arc::clone(backing), device, details, size, Access::ReadWrite)?.write_at(bytes, offset)?;
+        tracing::info!("did a write to device {device} at {offset} again that a dead process had acknowledged");
         Ok(())
     }
 
@@ -256,14 +270,14 @@ impl EarlyWrites {
         self.lock().broken.iter().any(|broken| broken.device == device)
     }
 
-    /// The device is about to be deleted, with what could not be written to it.
+    /// The device is gone for good, and with it what could not be written to it.
     pub(super) fn forget(&self, device: DeviceId) {
-        self.lock().broken.retain(|broken| {
-            if broken.device == device {
-                self.file.clear(broken.slot);
-            }
-            broken.device != device
-        });
+        let mut inner = self.lock();
+        while let Some(at) = inner.broken.iter().position(|broken| broken.device == device) {
+            let (slot, pages, len) = inner.broken.swap_remove(at).place;
+            self.file.clear(slot);
+            inner.give_back(slot, pages, len);
+        }
     }
 
     /// True if nothing stands in the file that is still to be done.
@@ -349,7 +363,7 @@ impl EarlyWrites {
     }
 
     fn end(&self, early: &Early, made: Result<()>) {
-        let Early { sequence, slot, pages, volume, offset, bytes, .. } = early;
+        let Early { sequence, slot, pages, volume, bytes, .. } = early;
         let block = early.block();
         let mut inner = self.lock();
         match made {
@@ -358,12 +372,7 @@ impl EarlyWrites {
                 inner.give_back(*slot, *pages, bytes.len());
             }
             Err(e) => {
-                tracing::error!(
-                    "an acknowledged write to device {} at {offset} could not be done, and is kept for the next start: {e}",
-                    volume.id
-                );
-                let why = (e.kind(), e.to_string());
-                inner.broken.push(Broken { device: volume.id, slot: *slot, block, why });
+                inner.note_broken(volume.id, block, (*slot, *pages, bytes.len()), &e);
                 volume.note_broken();
             }
         }
@@ -391,6 +400,14 @@ impl Inner {
         self.pages.extend(&pages[..len.div_ceil(PAGE)]);
     }
 
+    fn note_broken(&mut self, device: DeviceId, block: u64, place: (u16, Pages, usize), error: &Error) {
+        tracing::error!(
+            "an acknowledged write to block {block} of device {device} could not be done, and is kept for the next start: \
+             {error}"
+        );
+        self.broken.push(Broken { device, block, place, why: (error.kind(), error.to_string()) });
+    }
+
     fn check(&self, which: impl Fn(&Broken) -> bool) -> Result<()> {
         match self.broken.iter().find(|broken| which(broken)) {
             None => Ok(()),
@@ -413,14 +430,16 @@ pub(super) fn path_of(log: &Path) -> PathBuf {
 /// `DoubtfulLog`, `Io`.
 pub(super) fn count(log: &Path, identity: Option<[u8; 16]>, boot: [u8; 16]) -> Result<u64> {
     let Some(bytes) = SharedFile::peek(&path_of(log), u64::MAX)? else { return Ok(0) };
-    let content = parse(&bytes)?;
-    let meant = content.boot == boot && identity.is_none_or(|identity| identity == content.identity);
-    Ok(if meant { content.writes.len() as u64 } else { 0 })
+    let owner = parse_owner(&bytes)?;
+    let meant = owner.boot == boot && identity.is_none_or(|identity| identity == owner.identity);
+    Ok(if meant { parse_writes(&bytes)?.len() as u64 } else { 0 })
 }
 
 /// A maker's life, until [`EarlyWrites::stop`].
 pub(super) fn run(backing: &Arc<Backing>) {
     let Some(writes) = &backing.early else { return };
+    // Others wait for the cells that it holds, writeback among them.
+    shun_memory_pressure();
     while let Some(early) = writes.next() {
         writes.make(&early);
     }

@@ -39,6 +39,7 @@ pub(super) type Pages = [u16; PAGES_OF_WRITE];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct EarlyWrite {
     pub(super) slot: u16,
+    pub(super) pages: Pages,
     pub(super) sequence: u64,
     pub(super) device: DeviceId,
     /// First byte on the device.
@@ -46,13 +47,11 @@ pub(super) struct EarlyWrite {
     pub(super) bytes: Vec<u8>,
 }
 
-/// A file that can be believed.
+/// Whose a file is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct EarlyContent {
+pub(super) struct EarlyOwner {
     pub(super) identity: [u8; 16],
     pub(super) boot: [u8; 16],
-    /// Ascending by their sequence.
-    pub(super) writes: Vec<EarlyWrite>,
 }
 
 /// The file, mapped.
@@ -111,13 +110,16 @@ impl EarlyFile {
     }
 }
 
-/// Reads all of a file from its bytes. Errors: `DoubtfulLog` (what is wrong).
-pub(super) fn parse(bytes: &[u8]) -> Result<EarlyContent> {
+fn words(bytes: &[u8], start: usize, count: usize) -> Vec<u64> {
+    (start..start + count).filter_map(|at| word_at(bytes, at)).collect()
+}
+
+/// Reads the header alone: of another boot the rest means nothing, and may be torn. Errors: `DoubtfulLog` (what is wrong).
+pub(super) fn parse_owner(bytes: &[u8]) -> Result<EarlyOwner> {
     if bytes.len() != FILE_WORDS * 8 {
         return Err(doubt(format!("it has {} bytes, not {}", bytes.len(), FILE_WORDS * 8)));
     }
-    let words = |start: usize, count: usize| (start..start + count).filter_map(|at| word_at(bytes, at));
-    let header: Vec<u64> = words(0, HEADER_WORDS).collect();
+    let header = words(bytes, 0, HEADER_WORDS);
     let &[magic, version, i0, i1, b0, b1, sum] = header.as_slice() else { return Err(doubt("it has no header")) };
     if magic != MAGIC || sum != seal(&header[..HEADER_WORDS - 1]) {
         return Err(doubt("its header is not sound"));
@@ -125,15 +127,20 @@ pub(super) fn parse(bytes: &[u8]) -> Result<EarlyContent> {
     if version != VERSION {
         return Err(doubt(format!("it is of version {version}, this build knows {VERSION}")));
     }
+    Ok(EarlyOwner { identity: sixteen(i0, i1), boot: sixteen(b0, b1) })
+}
+
+/// Reads the writes, ascending by their sequence, behind a sound header. Errors: `DoubtfulLog` (what is wrong).
+pub(super) fn parse_writes(bytes: &[u8]) -> Result<Vec<EarlyWrite>> {
     let mut writes = Vec::new();
     for slot in 0..SLOTS {
-        let words: Vec<u64> = words(TABLE + usize::from(slot) * SLOT_WORDS, SLOT_HEAD + 1).collect();
+        let words = words(bytes, TABLE + usize::from(slot) * SLOT_WORDS, SLOT_HEAD + 1);
         if words.last() != Some(&0) {
             writes.push(decode(slot, &words, bytes).map_err(|why| doubt(format!("slot {slot}: {why}")))?);
         }
     }
     writes.sort_unstable_by_key(|write| write.sequence);
-    Ok(EarlyContent { identity: sixteen(i0, i1), boot: sixteen(b0, b1), writes })
+    Ok(writes)
 }
 
 fn decode(slot: u16, words: &[u64], file: &[u8]) -> std::result::Result<EarlyWrite, String> {
@@ -148,16 +155,16 @@ fn decode(slot: u16, words: &[u64], file: &[u8]) -> std::result::Result<EarlyWri
         return Err(format!("{len} bytes are no early write"));
     }
     let mut bytes = Vec::with_capacity(len);
-    for number in 0..len.div_ceil(PAGE) {
-        let page = usize::try_from(pages >> (16 * number) & 0xffff).unwrap_or_default();
-        let start = (BYTES + page * PAGE_WORDS) * 8;
+    let pages: Pages = std::array::from_fn(|number| u16::try_from(pages >> (16 * number) & 0xffff).unwrap_or_default());
+    for page in &pages[..len.div_ceil(PAGE)] {
+        let start = (BYTES + usize::from(*page) * PAGE_WORDS) * 8;
         let part = file.get(start..start + PAGE.min(len - bytes.len()));
         bytes.extend_from_slice(part.ok_or_else(|| format!("there is no page {page}"))?);
     }
     if u64::from(crc32c::crc32c(&bytes)) != sum {
         return Err("its bytes are not those that were written".to_owned());
     }
-    Ok(EarlyWrite { slot, sequence, device, offset, bytes })
+    Ok(EarlyWrite { slot, pages, sequence, device, offset, bytes })
 }
 
 fn doubt(why: impl Into<String>) -> Error {
@@ -172,17 +179,23 @@ fn halves(bytes: [u8; 16]) -> [u64; 2] {
 
 #[cfg(test)]
 mod tests {
-    use super::{EarlyContent, EarlyFile, EarlyWrite, FILE_WORDS, PAGE, parse};
+    use super::{EarlyFile, EarlyOwner, EarlyWrite, FILE_WORDS, PAGE, Pages, parse_owner, parse_writes};
     use crate::device::trace;
+    use crate::error::Result;
     use crate::units::DeviceId;
 
-    fn write(slot: u16, bytes: Vec<u8>) -> EarlyWrite {
-        let device = DeviceId::new(0xff_fffe).unwrap();
-        EarlyWrite { slot, sequence: 9 - u64::from(slot), device, offset: 1 << 40, bytes }
+    fn parse(bytes: &[u8]) -> Result<Vec<EarlyWrite>> {
+        assert_eq!(parse_owner(bytes)?, EarlyOwner { identity: [3; 16], boot: [4; 16] });
+        parse_writes(bytes)
     }
 
-    fn put(file: &EarlyFile, pages: [u16; 4], write: &EarlyWrite) {
-        file.put(write.slot, pages, write.sequence, write.device, write.offset, &write.bytes);
+    fn write(slot: u16, pages: Pages, bytes: Vec<u8>) -> EarlyWrite {
+        let device = DeviceId::new(0xff_fffe).unwrap();
+        EarlyWrite { slot, pages, sequence: 9 - u64::from(slot), device, offset: 1 << 40, bytes }
+    }
+
+    fn put(file: &EarlyFile, write: &EarlyWrite) {
+        file.put(write.slot, write.pages, write.sequence, write.device, write.offset, &write.bytes);
     }
 
     #[test]
@@ -192,14 +205,14 @@ mod tests {
         let file = EarlyFile::create(&path, [3; 16], [4; 16]).unwrap();
         let read = || parse(&std::fs::read(&path).unwrap()).unwrap();
         let whole: Vec<u8> = (0..4 * PAGE).map(|at| u8::try_from(at % 251).unwrap()).collect();
-        let (small, large) = (write(2, vec![7; 512]), write(1, whole));
-        put(&file, [255, 0, 0, 0], &small);
-        put(&file, [9, 3, 200, 4], &large);
-        assert_eq!(read(), EarlyContent { identity: [3; 16], boot: [4; 16], writes: vec![small.clone(), large] });
+        let (small, large) = (write(2, [255, 0, 0, 0], vec![7; 512]), write(1, [9, 3, 200, 4], whole));
+        put(&file, &small);
+        put(&file, &large);
+        assert_eq!(read(), [small.clone(), large]);
         file.clear(1);
-        assert_eq!(read().writes, [small]);
+        assert_eq!(read(), [small]);
         file.clear(2);
-        assert_eq!(read().writes, []);
+        assert_eq!(read(), []);
     }
 
     #[test]
@@ -210,16 +223,17 @@ mod tests {
         let mut image = std::fs::read(&path).unwrap();
         assert_eq!(image.len(), FILE_WORDS * 8);
         trace::take();
-        let (first, second) = (write(0, vec![1; PAGE + 512]), write(0, vec![2; 4096]));
-        put(&file, [0, 1, 0, 0], &first);
+        let first = write(0, [0, 1, 0, 0], vec![1; PAGE + 512]);
+        let second = write(0, [1, 0, 0, 0], vec![2; 4096]);
+        put(&file, &first);
         let until_put = trace::take();
         file.clear(0);
-        put(&file, [1, 0, 0, 0], &second);
+        put(&file, &second);
         let until_second = trace::take();
-        let mut seen = vec![parse(&image).unwrap().writes];
+        let mut seen = vec![parse(&image).unwrap()];
         for (at, value) in until_put.iter().chain(&until_second) {
             image[at * 8..at * 8 + 8].copy_from_slice(&value.to_le_bytes());
-            let now = parse(&image).unwrap().writes;
+            let now = parse(&image).unwrap();
             if seen.last() != Some(&now) {
                 seen.push(now);
             }
@@ -232,8 +246,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("early");
         let file = EarlyFile::create(&path, [3; 16], [4; 16]).unwrap();
-        let only = write(0, (0..=255).cycle().take(512).collect());
-        put(&file, [0; 4], &only);
+        put(&file, &write(0, [0; 4], (0..=255).cycle().take(512).collect()));
         let sound = std::fs::read(&path).unwrap();
         let meant = [0..7 * 8, 4096..4096 + 7 * 8, super::BYTES * 8..super::BYTES * 8 + 512];
         for at in meant.into_iter().flatten() {

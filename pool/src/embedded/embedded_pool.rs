@@ -152,7 +152,7 @@ impl EmbeddedPool {
             }
         }
         if let Some(early) = &pool.backing.early {
-            early.redo(&pool.backing, acknowledged).map_err(|e| e.doing("open the pool"))?;
+            early.redo(&pool.backing, acknowledged);
             for number in 0..early::MAKERS {
                 let maker = start(&format!("pool-early-{number}"), &pool.backing, early::run)?;
                 if let Some(threads) = &mut *lock(&pool.threads) {
@@ -383,15 +383,17 @@ impl ThinPool for EmbeddedPool {
         if self.find_active(id).is_some() && (self.exporter.is_used(id) || !self.detach(id).map_err(doing)?) {
             return Err(Error::new(ErrorKind::InUse, format!("delete device {id}: somebody has it open")));
         }
-        // One that failed does not hinder: it goes with the device.
-        if let (Err(_), Some(early)) = (self.backing.settle(id), &self.backing.early) {
-            early.forget(id);
-        }
+        // One that failed does not hinder: it goes with the device, once that is durable.
+        drop(self.backing.settle(id));
         let mut leaves = DELETE_LEAVES;
         loop {
             for _ in 0..DELETE_STEPS_PER_COMMIT {
                 match self.backing.change(|metadata| metadata.delete_step(id, leaves)) {
-                    Ok(true) => return self.backing.commit_changes().map_err(doing),
+                    Ok(true) => {
+                        self.backing.commit_changes().map_err(doing)?;
+                        self.backing.early.iter().for_each(|early| early.forget(id));
+                        return Ok(());
+                    }
                     Ok(false) => {}
                     // Fewer leaves at once need fewer blocks, and each step gives some back.
                     Err(e) if e.kind() == ErrorKind::OutOfMetadataSpace && leaves > 1 => leaves /= 2,

@@ -351,7 +351,8 @@ impl Volume for ThinVolume {
         if !extents.as_slice().is_empty() {
             *extents = Extents::default();
         }
-        if !self.extents(direction, offset, len, extents) {
+        // Again, with the cells held: it is set before the cell of a broken block is let go.
+        if self.broken.load(Ordering::Acquire) || !self.extents(direction, offset, len, extents) {
             self.cells.leave(first_block, blocks);
             return None;
         }

@@ -108,7 +108,22 @@ impl ThinVolume {
         let (first, blocks) = self.blocks_of(offset, buf.len() as u64);
         let resolved = self.resolve(first, blocks).inspect_err(|_| self.backing.abandon(&[to]))?;
         self.backing.take_room_behind(to, self.backing.metadata_numbers().data_space().total);
-        self.write_to(buf, offset, &[to], &resolved)
+        let mut releases = self.backing.pulse.releases();
+        let mut done = self.write_to(buf, offset, &[to], &resolved);
+        // It must not fail for want of what a commit brings. Who holds cells may wait for one.
+        for _ in 0..TRIES_MAX {
+            let again = match &done {
+                Err(e) if e.kind() == ErrorKind::OutOfDataSpace => self.backing.make_room(releases)?,
+                Err(e) if e.kind() == ErrorKind::OutOfMetadataSpace => self.backing.make_metadata_room()?,
+                _ => return done,
+            };
+            if !again {
+                return done;
+            }
+            releases = self.backing.pulse.releases();
+            done = self.backing.reserve(1).and_then(|runs| self.write_to(buf, offset, &runs, &resolved));
+        }
+        done
     }
 
     /// Writes to the blocks as they are, and to those of `runs` where new ones are needed.

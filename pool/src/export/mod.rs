@@ -20,7 +20,7 @@ pub use fuse_exporter::FuseExporter;
 pub(crate) use loop_device::LastingLoop;
 pub use options::ExportOptions;
 pub use passed::inherited_descriptors;
-pub(crate) use residency::keep_resident;
+pub(crate) use residency::{keep_resident, shun_memory_pressure};
 pub(crate) use ublk::{has_ublk_devices, probe_ublk};
 pub use ublk_exporter::UblkExporter;
 pub(crate) use unshown::Unshown;

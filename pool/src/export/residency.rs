@@ -5,7 +5,7 @@ const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
 /// Tells the kernel that this thread serves block I/O, so that its allocations never wait for writeback that only it
 /// can finish. Needs `CAP_SYS_RESOURCE` and Linux 5.6; without them the preallocated buffers are all there is.
-pub(super) fn shun_memory_pressure() {
+pub(crate) fn shun_memory_pressure() {
     // SAFETY: this prctl takes plain numbers and touches no memory.
     let refused = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) } != 0;
     if refused {

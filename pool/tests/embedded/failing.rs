@@ -123,6 +123,16 @@ fn an_acknowledged_write_whose_old_block_cannot_be_read_is_kept_and_done_by_a_la
     assert!(log.exists(), "the log stays as long as something waits beside it");
 
     drop(pool);
+    // A start in which it cannot be done either serves all but its block.
+    ground.data.reads_left.store(0, Ordering::SeqCst);
+    let pool = open(&exporter);
+    ground.data.reads_left.store(u64::MAX, Ordering::SeqCst);
+    let volume = activate(&pool, &exporter, 1);
+    assert_eq!(volume.read_at(&mut [0; 512], BLOCK).unwrap_err().kind(), ErrorKind::Io);
+    assert!(read(&*volume, 2 * BLOCK, BLOCK) == bytes(BLOCK, 1));
+    drop(volume);
+    assert!(pool.close().is_err() && log.exists());
+    drop(pool);
     let pool = open(&exporter);
     let volume = activate(&pool, &exporter, 1);
     let mut expected = bytes(BLOCK, 1);
