@@ -67,7 +67,7 @@ impl Ahead {
         self.window.try_lock().is_ok_and(|window| !window.holed && window.start <= start && end <= window.end)
     }
 
-    /// These bytes are about to give their room back.
+    /// These bytes have given their room back.
     pub(super) fn emptied(&self, start: u64, end: u64) {
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
         window.holed |= start < window.end && window.start < end;

@@ -29,6 +29,7 @@ use crate::embedded::chunk::Entry;
 use crate::embedded::early_file::{
     EarlyFile, EarlyWrite, PAGE, PAGES_OF_WRITE, Pages, SLOTS, parse_owner, parse_writes,
 };
+use crate::embedded::intent_format::LogOwner;
 use crate::embedded::intent_log::sibling;
 use crate::embedded::plan::Plan;
 use crate::embedded::replay::set_aside;
@@ -102,25 +103,48 @@ pub(super) struct EarlyWrites {
 }
 
 impl EarlyWrites {
-    /// Opens the file that belongs to the intent log at `log`, or makes one; with what a dead process had acknowledged,
-    /// which is to be given to [`Self::redo`] before anybody is served. Errors: `DoubtfulLog`, `InUse`,
-    /// `OutOfDataSpace`, `Io`.
-    pub(super) fn open(log: &Path, identity: [u8; 16], boot: [u8; 16]) -> Result<(Self, Vec<EarlyWrite>)> {
-        let path = path_of(log);
-        let fresh = |path: &Path| Ok((Self::new(EarlyFile::create(path, identity, boot)?), Vec::new()));
-        let Some(mut file) = SharedFile::open(&path)? else { return fresh(&path) };
+    /// Opens the file beside the intent log at `log`, or makes one; with what a dead process had acknowledged, which is to
+    /// be given to [`Self::redo`] before anybody is served. `None` where it cannot have its room: then writes wait for
+    /// their copies. Errors: `DoubtfulLog`, `InUse`, `Io`.
+    pub(super) fn open(log: &Path, owner: LogOwner) -> Result<(Option<Self>, Vec<EarlyWrite>)> {
+        match Self::open_or_make(&path_of(log), owner) {
+            Ok((this, acknowledged)) => Ok((Some(this), acknowledged)),
+            Err(e) if e.kind() == ErrorKind::OutOfDataSpace => {
+                tracing::warn!("first writes to shared blocks wait for the copy: {e}");
+                Ok((None, Vec::new()))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn open_or_make(path: &Path, owner: LogOwner) -> Result<(Self, Vec<EarlyWrite>)> {
+        let fresh = || Ok((Self::new(EarlyFile::create(path, owner)?), Vec::new()));
+        let Some(mut file) = SharedFile::open(path)? else { return fresh() };
         let doing = |e: Error| e.doing(format_args!("the file of early writes {}", path.display()));
         let bytes = file.read(u64::MAX)?;
-        let owner = parse_owner(&bytes).map_err(doing)?;
-        if owner.boot != boot {
-            return fresh(&path);
+        let found = parse_owner(&bytes).map_err(doing)?;
+        if found.boot != owner.boot {
+            return fresh();
         }
-        if owner.identity != identity {
-            let aside = set_aside(&mut file, &format!("of-{:032x}", u128::from_be_bytes(owner.identity)))?;
+        if found.identity != owner.identity {
+            let aside = set_aside(&mut file, &format!("of-{:032x}", u128::from_be_bytes(found.identity)))?;
             tracing::warn!("the early writes in {} are another pool's: kept as {}", path.display(), aside.display());
-            return fresh(&path);
+            return fresh();
         }
         let writes = parse_writes(&bytes).map_err(doing)?;
+        if found.session != owner.session && writes.is_empty() {
+            return fresh();
+        }
+        if found.session != owner.session {
+            // Whatever it served meanwhile was written without these; they must not land on that.
+            let aside = set_aside(&mut file, "stale")?;
+            tracing::error!(
+                "{} acknowledged writes are lost: a program that knows nothing of them has served the pool since; kept as {}",
+                writes.len(),
+                aside.display()
+            );
+            return fresh();
+        }
         let this = Self::new(EarlyFile::resume(file)?);
         this.lock().undone = writes.len();
         Ok((this, writes))
@@ -194,14 +218,14 @@ impl EarlyWrites {
         } else if !volume.cells.try_alone(block) {
             return false;
         }
-        let taken = self.take_alone(volume, bytes, offset, may_wait);
+        let taken = self.take_with_cell(volume, bytes, offset, may_wait);
         if !taken {
             volume.cells.open(block);
         }
         taken
     }
 
-    fn take_alone(&self, volume: &Arc<ThinVolume>, bytes: &[u8], offset: u64, may_wait: bool) -> bool {
+    fn take_with_cell(&self, volume: &Arc<ThinVolume>, bytes: &[u8], offset: u64, may_wait: bool) -> bool {
         let block = offset / volume.block_bytes();
         let known = match volume.table.get(block) {
             Entry::Unknown if may_wait => volume.resolve(block, 1).map_or(Entry::Unknown, |found| found.get(block)),
@@ -242,22 +266,20 @@ impl EarlyWrites {
         self.make_of(|early| early.volume.id == volume.id && share_cells(early.block(), first, blocks));
     }
 
-    /// Returns when all writes to the device that were acknowledged before the call stand in their blocks. Errors: that
-    /// of the first one that failed.
+    /// As [`finish`](Self::finish). Errors: that of the first write that failed.
     pub(super) fn settle(&self, device: DeviceId) -> Result<()> {
+        self.finish(device);
+        self.lock().check(|broken| broken.device == device)
+    }
+
+    /// Returns when all writes to the device that were acknowledged before the call stand in their blocks, or have failed.
+    pub(super) fn finish(&self, device: DeviceId) {
         let until = self.lock().next;
         self.make_of(|early| early.volume.id == device && early.sequence < until);
         let mut inner = self.lock();
         while inner.under_way.range(..until).any(|(_, of)| *of == device) {
             inner = self.done.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
-        inner.check(|broken| broken.device == device)
-    }
-
-    /// True if no write that was acknowledged has yet to be done.
-    pub(super) fn is_settled(&self) -> bool {
-        let inner = self.lock();
-        inner.under_way.is_empty() && inner.broken.is_empty()
     }
 
     /// Errors if a write to one of the blocks failed after it was acknowledged.
@@ -280,7 +302,7 @@ impl EarlyWrites {
         }
     }
 
-    /// True if nothing stands in the file that is still to be done.
+    /// True if nothing that was acknowledged is still to be done.
     pub(super) fn is_done(&self) -> bool {
         let inner = self.lock();
         inner.undone == 0 && inner.under_way.is_empty() && inner.broken.is_empty()
@@ -426,13 +448,10 @@ pub(super) fn path_of(log: &Path) -> PathBuf {
     sibling(log, "early")
 }
 
-/// How many writes a dead process of this boot had acknowledged for a pool that the asker perhaps knows. Errors:
-/// `DoubtfulLog`, `Io`.
-pub(super) fn count(log: &Path, identity: Option<[u8; 16]>, boot: [u8; 16]) -> Result<u64> {
+/// How many writes stand beside the log at `log` that go with it. Errors: `DoubtfulLog`, `Io`.
+pub(super) fn count(log: &Path, owner: LogOwner) -> Result<u64> {
     let Some(bytes) = SharedFile::peek(&path_of(log), u64::MAX)? else { return Ok(0) };
-    let owner = parse_owner(&bytes)?;
-    let meant = owner.boot == boot && identity.is_none_or(|identity| identity == owner.identity);
-    Ok(if meant { parse_writes(&bytes)?.len() as u64 } else { 0 })
+    Ok(if parse_owner(&bytes)? == owner { parse_writes(&bytes)?.len() as u64 } else { 0 })
 }
 
 /// A maker's life, until [`EarlyWrites::stop`].

@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use crate::device::{SharedFile, SharedWords};
-use crate::embedded::intent_format::{PAGE_WORDS, sixteen, word_at};
+use crate::embedded::intent_format::{LogOwner, PAGE_WORDS, halves, sixteen, word_at};
 use crate::embedded::intent_log::{grown_up, young};
 use crate::embedded::intent_record::seal;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,7 +24,7 @@ pub(super) const PAGES_OF_WRITE: usize = 4;
 /// "thinearl" as the bytes of a little-endian word.
 const MAGIC: u64 = u64::from_le_bytes(*b"thinearl");
 const VERSION: u64 = 1;
-const HEADER_WORDS: usize = 7;
+const HEADER_WORDS: usize = 8;
 const SLOT_WORDS: usize = 8;
 /// Words of a slot before its seal.
 const SLOT_HEAD: usize = 6;
@@ -47,13 +47,6 @@ pub(super) struct EarlyWrite {
     pub(super) bytes: Vec<u8>,
 }
 
-/// Whose a file is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct EarlyOwner {
-    pub(super) identity: [u8; 16],
-    pub(super) boot: [u8; 16],
-}
-
 /// The file, mapped.
 pub(super) struct EarlyFile {
     words: SharedWords,
@@ -61,11 +54,11 @@ pub(super) struct EarlyFile {
 
 impl EarlyFile {
     /// Makes an empty one at `path`, in the place of what stands there. Errors: `OutOfDataSpace`, `Io`.
-    pub(super) fn create(path: &Path, identity: [u8; 16], boot: [u8; 16]) -> Result<Self> {
+    pub(super) fn create(path: &Path, owner: LogOwner) -> Result<Self> {
         let make = || {
             let mut words = young(path, FILE_WORDS)?;
-            let ([i0, i1], [b0, b1]) = (halves(identity), halves(boot));
-            let head = [MAGIC, VERSION, i0, i1, b0, b1];
+            let ([i0, i1], [b0, b1]) = (halves(owner.identity), halves(owner.boot));
+            let head = [MAGIC, VERSION, i0, i1, b0, b1, owner.session];
             for (at, word) in head.into_iter().chain([seal(&head)]).enumerate() {
                 words.store(at, word);
             }
@@ -115,19 +108,21 @@ fn words(bytes: &[u8], start: usize, count: usize) -> Vec<u64> {
 }
 
 /// Reads the header alone: of another boot the rest means nothing, and may be torn. Errors: `DoubtfulLog` (what is wrong).
-pub(super) fn parse_owner(bytes: &[u8]) -> Result<EarlyOwner> {
+pub(super) fn parse_owner(bytes: &[u8]) -> Result<LogOwner> {
     if bytes.len() != FILE_WORDS * 8 {
         return Err(doubt(format!("it has {} bytes, not {}", bytes.len(), FILE_WORDS * 8)));
     }
     let header = words(bytes, 0, HEADER_WORDS);
-    let &[magic, version, i0, i1, b0, b1, sum] = header.as_slice() else { return Err(doubt("it has no header")) };
+    let &[magic, version, i0, i1, b0, b1, session, sum] = header.as_slice() else {
+        return Err(doubt("it has no header"));
+    };
     if magic != MAGIC || sum != seal(&header[..HEADER_WORDS - 1]) {
         return Err(doubt("its header is not sound"));
     }
     if version != VERSION {
         return Err(doubt(format!("it is of version {version}, this build knows {VERSION}")));
     }
-    Ok(EarlyOwner { identity: sixteen(i0, i1), boot: sixteen(b0, b1) })
+    Ok(LogOwner { identity: sixteen(i0, i1), boot: sixteen(b0, b1), session })
 }
 
 /// Reads the writes, ascending by their sequence, behind a sound header. Errors: `DoubtfulLog` (what is wrong).
@@ -171,21 +166,17 @@ fn doubt(why: impl Into<String>) -> Error {
     Error::new(ErrorKind::DoubtfulLog, why)
 }
 
-fn halves(bytes: [u8; 16]) -> [u64; 2] {
-    let number = u128::from_le_bytes(bytes);
-    let low = number & u128::from(u64::MAX);
-    [low, number >> 64].map(|half| u64::try_from(half).expect("half of 128 bits"))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{EarlyFile, EarlyOwner, EarlyWrite, FILE_WORDS, PAGE, Pages, parse_owner, parse_writes};
+    use super::{EarlyFile, EarlyWrite, FILE_WORDS, LogOwner, PAGE, Pages, parse_owner, parse_writes};
     use crate::device::trace;
     use crate::error::Result;
     use crate::units::DeviceId;
 
+    const OWNER: LogOwner = LogOwner { identity: [3; 16], boot: [4; 16], session: 5 };
+
     fn parse(bytes: &[u8]) -> Result<Vec<EarlyWrite>> {
-        assert_eq!(parse_owner(bytes)?, EarlyOwner { identity: [3; 16], boot: [4; 16] });
+        assert_eq!(parse_owner(bytes)?, OWNER);
         parse_writes(bytes)
     }
 
@@ -202,7 +193,7 @@ mod tests {
     fn what_was_put_is_there_until_it_is_cleared() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("early");
-        let file = EarlyFile::create(&path, [3; 16], [4; 16]).unwrap();
+        let file = EarlyFile::create(&path, OWNER).unwrap();
         let read = || parse(&std::fs::read(&path).unwrap()).unwrap();
         let whole: Vec<u8> = (0..4 * PAGE).map(|at| u8::try_from(at % 251).unwrap()).collect();
         let (small, large) = (write(2, [255, 0, 0, 0], vec![7; 512]), write(1, [9, 3, 200, 4], whole));
@@ -219,7 +210,7 @@ mod tests {
     fn a_kill_between_any_two_stores_leaves_the_write_or_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("early");
-        let file = EarlyFile::create(&path, [3; 16], [4; 16]).unwrap();
+        let file = EarlyFile::create(&path, OWNER).unwrap();
         let mut image = std::fs::read(&path).unwrap();
         assert_eq!(image.len(), FILE_WORDS * 8);
         trace::take();
@@ -245,10 +236,10 @@ mod tests {
     fn no_flipped_bit_passes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("early");
-        let file = EarlyFile::create(&path, [3; 16], [4; 16]).unwrap();
+        let file = EarlyFile::create(&path, OWNER).unwrap();
         put(&file, &write(0, [0; 4], (0..=255).cycle().take(512).collect()));
         let sound = std::fs::read(&path).unwrap();
-        let meant = [0..7 * 8, 4096..4096 + 7 * 8, super::BYTES * 8..super::BYTES * 8 + 512];
+        let meant = [0..8 * 8, 4096..4096 + 7 * 8, super::BYTES * 8..super::BYTES * 8 + 512];
         for at in meant.into_iter().flatten() {
             for bit in 0..8 {
                 let mut bytes = sound.clone();

@@ -55,6 +55,23 @@ pub struct IntentHeader {
     pub durable: IntentEpoch,
     /// The superblock that is perhaps being written.
     pub coming: Option<IntentEpoch>,
+    /// What the file of early writes beside it carries too; 0 once a program served that knows of no such file.
+    pub session: u64,
+}
+
+/// Whose a log is, and the file of early writes that goes with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LogOwner {
+    pub(super) identity: [u8; 16],
+    pub(super) boot: [u8; 16],
+    pub(super) session: u64,
+}
+
+impl IntentHeader {
+    /// Whose the file of early writes must be that goes with the log.
+    pub(super) fn owner(&self) -> LogOwner {
+        LogOwner { identity: self.identity, boot: self.boot, session: self.session }
+    }
 }
 
 /// A log that can be believed.
@@ -111,7 +128,7 @@ fn decode_slot(bytes: &[u8], slot: usize) -> Result<Option<IntentHeader>> {
     for (i, word) in words.iter_mut().enumerate() {
         *word = word_at(bytes, SLOTS[slot] + i).unwrap_or_default();
     }
-    let [magic, version_capacity, i0, i1, b0, b1, generation, epochs, f0, p0, f1, p1, _, sum] = words;
+    let [magic, version_capacity, i0, i1, b0, b1, generation, epochs, f0, p0, f1, p1, session, sum] = words;
     if sum != seal(&words[..SLOT_WORDS - 1]) || magic != MAGIC || generation % 2 != slot as u64 {
         return Ok(None);
     }
@@ -130,12 +147,12 @@ fn decode_slot(bytes: &[u8], slot: usize) -> Result<Option<IntentHeader>> {
         generation,
         durable: IntentEpoch { fingerprint: f0, first: p0 },
         coming: (epochs == 2).then_some(IntentEpoch { fingerprint: f1, first: p1 }),
+        session,
     }))
 }
 
 /// The words of the slot that a header belongs in.
 pub(super) fn encode_slot(header: &IntentHeader) -> [u64; SLOT_WORDS] {
-    let halves = |bytes: [u8; 16]| [0, 1].map(|half| word_at(&bytes, half).unwrap_or_default());
     let ([i0, i1], [b0, b1]) = (halves(header.identity), halves(header.boot));
     let coming = header.coming.unwrap_or(IntentEpoch { fingerprint: 0, first: 0 });
     let epochs = 1 + u64::from(header.coming.is_some());
@@ -152,7 +169,7 @@ pub(super) fn encode_slot(header: &IntentHeader) -> [u64; SLOT_WORDS] {
         header.durable.first,
         coming.fingerprint,
         coming.first,
-        0,
+        header.session,
         0,
     ];
     words[SLOT_WORDS - 1] = seal(&words[..SLOT_WORDS - 1]);
@@ -210,6 +227,11 @@ pub(super) fn record_place(capacity: u32, sequence: u64) -> usize {
 pub(super) fn word_at(bytes: &[u8], word: usize) -> Option<u64> {
     let bytes = bytes.get(word * 8..word * 8 + 8)?;
     Some(u64::from_le_bytes(bytes.try_into().ok()?))
+}
+
+/// Sixteen bytes as two words.
+pub(super) fn halves(bytes: [u8; 16]) -> [u64; 2] {
+    [0, 1].map(|half| word_at(&bytes, half).unwrap_or_default())
 }
 
 /// Two words as the sixteen bytes that they were.

@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 
 use crate::device::{SharedFile, SharedWords};
 use crate::embedded::intent_format::{
-    CAPACITY_MAX, CAPACITY_MIN, IntentEpoch, IntentHeader, SLOT_WORDS, SLOTS, TAIL, TAIL_CHECK, encode_slot,
-    file_words, record_place,
+    CAPACITY_MAX, CAPACITY_MIN, IntentEpoch, IntentHeader, LogOwner, SLOT_WORDS, SLOTS, TAIL, TAIL_CHECK, encode_slot,
+    file_words, halves, record_place,
 };
 use crate::embedded::intent_record::{IntentChange, encode};
 use crate::error::{Error, ErrorKind, Result};
@@ -57,6 +57,7 @@ impl IntentLog {
             generation: 1,
             durable: IntentEpoch { fingerprint, first: 0 },
             coming: None,
+            session: new_session()?,
         };
         let mut log = Self { words, header, tail: 0 };
         log.publish_tail();
@@ -70,12 +71,21 @@ impl IntentLog {
     pub(super) fn resume(file: SharedFile, header: IntentHeader, tail: u64, epoch: IntentEpoch) -> Result<Self> {
         let mut log = Self { words: file.map()?, header, tail };
         log.publish_tail();
-        if log.header.coming.is_some() {
+        let is_foreign = log.header.session == 0;
+        if is_foreign {
+            log.header.session = new_session()?;
+        }
+        if log.header.coming.is_some() || is_foreign {
             log.header.durable = epoch;
             log.header.coming = None;
             log.next_header();
         }
         Ok(log)
+    }
+
+    /// What the file of early writes must carry that goes with this log.
+    pub(super) fn owner(&self) -> LogOwner {
+        self.header.owner()
     }
 
     /// True if `records` more fit before a commit.
@@ -172,12 +182,21 @@ pub(super) fn sibling(path: &Path, word: &str) -> PathBuf {
 
 /// The run of the kernel that this process lives in. Errors: `Io` if it does not tell: no log could be trusted.
 pub(super) fn boot_id() -> Result<[u8; 16]> {
-    const PATH: &str = "/proc/sys/kernel/random/boot_id";
-    let text = std::fs::read_to_string(PATH).map_err(|e| Error::io(format!("read {PATH}"), e))?;
+    uuid_of("/proc/sys/kernel/random/boot_id").map(u128::to_be_bytes)
+}
+
+/// A number that no log had before; never zero.
+fn new_session() -> Result<u64> {
+    let [low, high] = halves(uuid_of("/proc/sys/kernel/random/uuid")?.to_le_bytes());
+    Ok((low ^ high).max(1))
+}
+
+fn uuid_of(path: &str) -> Result<u128> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(format!("read {path}"), e))?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     match u128::from_str_radix(&digits, 16) {
-        Ok(id) if digits.len() == 32 => Ok(id.to_be_bytes()),
-        _ => Err(Error::new(ErrorKind::Io, format!("read {PATH}: {text:?} is no boot id"))),
+        Ok(id) if digits.len() == 32 => Ok(id),
+        _ => Err(Error::new(ErrorKind::Io, format!("read {path}: {text:?} is no UUID"))),
     }
 }
 

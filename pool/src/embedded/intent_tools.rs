@@ -61,7 +61,7 @@ pub(crate) fn state(path: &Path, identity: Option<[u8; 16]>, fingerprint: Option
                 }
                 Some(_) | None => Some(content.changes.len()),
             };
-            let early = match early::count(path, identity, header.boot) {
+            let early = match early::count(path, header.owner()) {
                 Ok(early) => early,
                 Err(e) => return doubtful(e.doing("early writes")),
             };

@@ -319,7 +319,7 @@ impl Volume for ThinVolume {
     }
 
     fn flush_at_hand(&self) -> Option<Result<()>> {
-        if self.backing.early.as_ref().is_some_and(|early| !early.is_settled()) {
+        if self.backing.early.as_ref().is_some_and(|early| !early.is_done()) {
             return None;
         }
         self.backing.flush_at_hand()

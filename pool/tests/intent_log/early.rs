@@ -6,7 +6,7 @@ use thinsnap_pool::{
 };
 
 use crate::direct_exporter::Opened;
-use crate::files::{early_of_another_boot, early_of_another_pool};
+use crate::files::{early_of_another_boot, early_of_another_pool, with_headers};
 use crate::ground::{BLOCK, Ground, early_beside};
 
 const SIZE: ByteCount = ByteCount(8 * BLOCK);
@@ -64,14 +64,15 @@ fn what_was_acknowledged_early_is_there_after_a_kill_and_goes_with_a_power_cut()
         assert_holds(&open(&ground, 1), block, if block < 5 { 7 } else { 1 }, 8192);
         assert_holds(&open(&ground, 2), block, 1, 8192);
     }
+    // The same file a second time, as if the kill had come before the first slot was cleared: nothing changes.
+    let log = ground.kill();
+    ground.early().clone_from(&early);
+    ground.start(Some(&log)).unwrap();
+    for block in 0..8 {
+        assert_holds(&open(&ground, 1), block, if block < 5 { 7 } else { 1 }, 8192);
+    }
     ground.close();
     ground.assert_sound("after an orderly end", true);
-
-    // The same file a second time: what was done is done again, and nothing else.
-    *ground.early() = early.clone();
-    ground.start(None).unwrap();
-    assert_holds(&open(&ground, 1), 4, 7, 8192);
-    ground.close();
 
     let mut ground = killed_with(5);
     let log = ground.log_left();
@@ -178,6 +179,22 @@ fn a_damaged_file_stops_the_start_and_another_pools_is_set_aside() {
     let aside = format!("{}.of-{}", early_beside(ground.log()).display(), "b0".repeat(16));
     assert_eq!(std::fs::read(aside).unwrap(), other, "it is kept as it was");
     assert_holds(&open(&ground, 1), 0, 1, 8192);
+}
+
+#[test]
+fn what_a_program_that_knows_no_early_writes_has_served_since_is_not_overwritten() {
+    let mut ground = killed_with(2);
+    let early = ground.early().clone();
+    // Such a program writes zero where the two files agree.
+    let log = with_headers(&ground.log_left(), |slot| slot[96..104].fill(0));
+    ground.start(Some(&log)).unwrap();
+    assert_holds(&open(&ground, 1), 0, 1, 8192);
+    assert_eq!(std::fs::read(format!("{}.stale", early_beside(ground.log()).display())).unwrap(), early, "it is kept");
+    // From here on they agree again.
+    ground.hold_all();
+    assert!(open(&ground, 1).write_as_the_host(&[8; 4096], 4096, true).unwrap());
+    ground.kill_and_start();
+    assert_holds(&open(&ground, 1), 0, 8, 4096);
 }
 
 #[test]

@@ -17,7 +17,7 @@ const SLOT_BYTES: usize = 14 * 8;
 const SLOTS: [usize; 2] = [0, 512];
 
 /// The log with `change` made to each sound slot and its checksum renewed.
-fn with_headers(log: &[u8], change: impl Fn(&mut [u8])) -> Vec<u8> {
+pub(crate) fn with_headers(log: &[u8], change: impl Fn(&mut [u8])) -> Vec<u8> {
     let mut log = log.to_vec();
     for at in SLOTS {
         let slot = &mut log[at..at + SLOT_BYTES];
@@ -50,7 +50,7 @@ pub(crate) fn early_of_another_pool(early: &[u8]) -> Vec<u8> {
 
 fn early_with(early: &[u8], other: std::ops::Range<usize>) -> Vec<u8> {
     let mut early = early.to_vec();
-    if let Some(header) = early.get_mut(..7 * 8) {
+    if let Some(header) = early.get_mut(..8 * 8) {
         header[other].fill(0xb0);
         seal(header);
     }
