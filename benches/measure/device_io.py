@@ -184,8 +184,8 @@ class Written(Ours):
 
 def write_all(device, size_mib, *options):
     """Writes the first `size_mib` of a device or file once, durably."""
-    run("fio", *options, "--disk_util=0", "--name=fill", f"--filename={device}", f"--size={size_mib}m", "--rw=write", "--bs=1m", "--direct=1", "--end_fsync=1",
-        "--ioengine=io_uring", "--iodepth=4")
+    run("fio", *options, "--disk_util=0", "--name=fill", f"--filename={device}", f"--size={size_mib}m", "--rw=write",
+        "--bs=1m", "--direct=1", "--end_fsync=1", "--ioengine=io_uring", "--iodepth=4")
 
 
 STACKS = [Plain, Ours, Qcow2]
