@@ -282,6 +282,32 @@ fn root_devices_that_were_leaving_or_taken_away_meanwhile_go() {
     kept.end();
 }
 
+/// A killed host closes its files on its way out; a close that waited for an answer would keep it from ever being gone.
+#[test]
+fn root_a_file_of_the_export_is_closed_while_nobody_serves() {
+    if skipped_without_export() {
+        return;
+    }
+    if by_ublk() {
+        println!("root_a_file_of_the_export_is_closed_while_nobody_serves: ublk shows no files");
+        return;
+    }
+    let mut kept = Kept::new();
+    kept.pool().create_thin(device(1)).unwrap();
+    kept.pool().activate(device(1), SIZE, Access::ReadWrite).unwrap();
+    let file = File::open(kept.dir.path().join("export/1")).unwrap();
+    let host = kept.host();
+    drop(kept.keeper.take());
+    kill(host, Signal::SIGKILL).unwrap();
+    eventually("the host is dead", || !Path::new(&format!("/proc/{host}/stat")).exists() || is_zombie(host));
+    let closing = std::thread::spawn(move || drop(file));
+    eventually("the file is closed", || closing.is_finished());
+    kept.keep();
+    assert!(kept.pool().deactivate(device(1)).unwrap());
+    kept.pool().delete(device(1)).unwrap();
+    kept.end();
+}
+
 fn is_zombie(pid: Pid) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
 }

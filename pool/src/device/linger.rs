@@ -43,18 +43,29 @@ pub(crate) fn lock_in_time(file: &File, deadline: Instant, mut meanwhile: impl F
     }
 }
 
-/// True unless the process is gone or its first thread has ended, which is how a killed process stands there while
-/// one of its threads waits in the kernel. `started` tells it from a later process of the same number.
+/// True unless the process is gone or on its way: a killed one may stand there for as long as one of its threads waits in
+/// the kernel, the first one too. `started` tells it from a later process of the same number.
 pub(crate) fn is_living(pid: u32, started: Option<u64>) -> bool {
-    let Ok(stat) = read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-    let state = fields.first().copied().unwrap_or_default();
-    let since = fields.get(STARTED - 2).and_then(|field| field.parse::<u64>().ok());
-    !matches!(state, "Z" | "X" | "x") && (started.is_none() || started == since)
+    read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| lives(&stat, started))
 }
 
-/// Place of the start time in `/proc/PID/stat`, counted from 0.
+/// What `/proc/PID/stat` says of the process' first thread.
+fn lives(stat: &str, started: Option<u64>) -> bool {
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    let number = |place: usize| fields.get(place - 2).and_then(|field| field.parse::<u64>().ok());
+    let has = |place, bit| number(place).is_some_and(|bits| bits & bit != 0);
+    let ended = matches!(fields.first().copied(), None | Some("" | "Z" | "X" | "x"));
+    !ended && !has(FLAGS, EXITING) && !has(PENDING, KILLED) && (started.is_none() || started == number(STARTED))
+}
+
+/// Places in `/proc/PID/stat`, counted from 0: flags of the thread, signals that wait for it, time of its start.
+const FLAGS: usize = 8;
+const PENDING: usize = 30;
 const STARTED: usize = 21;
+/// `PF_EXITING`: it is inside its exit, and may wait there, for example to close a file of a server that is itself.
+const EXITING: u64 = 1 << 2;
+/// SIGKILL in a set of signals.
+const KILLED: u64 = 1 << (libc::SIGKILL - 1);
 
 /// When this process started, as [`is_living`] compares it.
 pub(crate) fn started_at() -> Option<u64> {
@@ -66,7 +77,7 @@ pub(crate) fn started_at() -> Option<u64> {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{is_living, lock_in_time, started_at};
+    use super::{is_living, lives, lock_in_time, started_at};
 
     #[test]
     fn a_lock_that_is_let_go_comes_to_who_waits_for_it() {
@@ -114,5 +125,22 @@ mod tests {
         }
         child.wait().unwrap();
         assert!(!is_living(pid, None));
+    }
+
+    #[test]
+    fn a_killed_process_whose_first_thread_waits_in_the_kernel_lives_no_more() {
+        let stat = |state: &str, flags: u32, pending: u32| {
+            format!(
+                "7 (a) b) {state} 1 7 7 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 9 0 4711 0 0 18446744073709551615 0 0 0 0 0 \
+                 {pending} 0 4096 0"
+            )
+        };
+        let (common, kill, terminate) = (0x40_0100, 1 << 8, 1 << 14);
+        assert!(lives(&stat("S", common, 0), None) && lives(&stat("D", common, terminate), Some(4711)));
+        assert!(!lives(&stat("D", common, 0), Some(4712)));
+        // As such a thread was seen: it closes its files.
+        assert!(!lives(&stat("D", 0x40_050c, 0), None));
+        assert!(!lives(&stat("D", common, kill), None));
+        assert!(!lives(&stat("Z", common, 0), None) && !lives("", None));
     }
 }

@@ -107,7 +107,9 @@ impl ThinVolume {
     pub(super) fn write_taken(&self, buf: &[u8], offset: u64, to: DataRun) -> Result<()> {
         let (first, blocks) = self.blocks_of(offset, buf.len() as u64);
         let resolved = self.resolve(first, blocks).inspect_err(|_| self.backing.abandon(&[to]))?;
-        self.backing.take_room_behind(to, self.backing.metadata_numbers().data_space().total);
+        // In a statement of its own: the mutex must not be held while the file system finds room.
+        let total = self.backing.metadata_numbers().data_space().total;
+        self.backing.take_room_behind(to, total);
         let mut releases = self.backing.pulse.releases();
         let mut done = self.write_to(buf, offset, &[to], &resolved);
         // It must not fail for want of what a commit brings. Who holds cells may wait for one.

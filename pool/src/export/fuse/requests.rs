@@ -75,7 +75,7 @@ pub(super) fn decide(nodes: &Nodes, request: Request, bytes: &[u8]) -> Decision 
             Some((from, room)) => Decision::Answer(answer_read_dir(&nodes.list(), from, room.min(PAYLOAD_MAX))),
             None => Decision::Status(libc::EINVAL),
         },
-        Operation::ReleaseDir | Operation::Flush | Operation::Destroy => Decision::Status(0),
+        Operation::ReleaseDir | Operation::Destroy => Decision::Status(0),
         Operation::StatFs => Decision::Answer(answer_stat_fs(DISCARD_STEP)),
         Operation::SetAttr => Decision::Status(libc::EPERM),
         Operation::Forget | Operation::BatchForget => Decision::Silence,
