@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use thinsnap::grpc::mount_api::Mount;
@@ -13,6 +14,10 @@ use thinsnap::grpc::snapshots_api::{
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
+
+/// A call that waits longer than this is one that a killed service has cut off. Once in some ten thousand such calls the
+/// HTTP/2 library leaves its caller waiting although the connection is closed.
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
 /// A connection that speaks for one plugin name; clones share it, as containerd's calls do.
 #[derive(Clone)]
@@ -26,11 +31,11 @@ impl Client {
     pub(crate) fn new(socket: &Path, plugin: &str) -> Self {
         let socket = socket.to_path_buf();
         // The address is never used: the connector opens the socket.
-        let channel =
-            Endpoint::from_static("http://[::1]:1").connect_with_connector_lazy(tower::service_fn(move |_| {
-                let socket = socket.clone();
-                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-            }));
+        let endpoint = Endpoint::from_static("http://[::1]:1").timeout(ANSWER_LIMIT);
+        let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        }));
         Self { client: SnapshotsClient::new(channel), plugin: plugin.to_owned() }
     }
 
