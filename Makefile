@@ -15,7 +15,7 @@ TEST_PACKAGES = $(QUICKSTART_PACKAGES) $(FUZZ_PACKAGES) attr busybox-static fio 
 VM_PACKAGES = attr busybox-static dmsetup e2fsprogs python3 qemu-system-x86 thin-provisioning-tools zstd
 BENCH_PACKAGES = $(RUN_PACKAGES) btrfs-progs fio python3 qemu-system-common qemu-utils
 
-.PHONY: build quickstart chaos test test-kernel test-migrate power-cut-vm crash-explore mutation-check lint fmt fuzz bench bench-quick bench-versus bench-compare criterion criterion-compare criterion-record fill-cycles deny install clean
+.PHONY: build quickstart chaos test test-kernel test-migrate power-cut-vm crash-explore mutation-check lint fmt fuzz bench bench-quick bench-versus bench-compare bench-record criterion criterion-compare criterion-record fill-cycles deny install clean
 
 build:
 	@tests/install-missing.sh $(BUILD_PACKAGES)
@@ -108,7 +108,7 @@ chaos:
 	THINSNAP_CHAOS_KILLS=$(or $(KILLS),200) tests/leftovers.sh $(CARGO) test --test chaos -- --show-output --test-threads=1
 
 # Measures thinsnap next to its rivals; writes docs/benchmarks.md and .html, and benches/raw. Within 60 minutes, bench-quick in
-# 4 to 6 (without bench-versus); BENCH="--only first-write" takes some of it. Interrupted, the same command goes on.
+# 4 (without bench-versus); BENCH="--only first-write" takes some of it. Interrupted, the same command goes on.
 BENCH ?=
 bench: build
 	@tests/install-missing.sh $(BENCH_PACKAGES)
@@ -123,12 +123,20 @@ bench-versus: build
 	@tests/install-missing.sh $(RUN_PACKAGES) $(VM_PACKAGES) umoci skopeo
 	benches/run.py --thinsnap $(TARGET)/release/thinsnap --only versus $(BENCH)
 
-# The same beside the last recorded figures, as ratios; records nothing.
-bench-compare: build
+# The same beside the last recorded figures of a quick run, as ratios, five minutes with Criterion's; bench-record records the
+# new ones instead.
+define run-bench-quick
 	@tests/install-missing.sh $(BENCH_PACKAGES)
 	benches/run.py --thinsnap $(TARGET)/release/thinsnap --quick --out $(TARGET)/bench $(BENCH)
-	benches/run.py --out $(TARGET)/bench --compare benches/raw
+endef
+bench-compare: build
+	$(run-bench-quick)
+	benches/run.py --out $(TARGET)/bench --compare benches/raw/quick
 	@$(MAKE) --no-print-directory criterion-compare
+
+bench-record: build
+	$(run-bench-quick)
+	cp $(TARGET)/bench/raw/*.json benches/raw/quick/
 
 # Costs of the metadata and of the engine alone (pool/benches), a minute: measured, set beside the recorded figures
 # (CRITERION="--fail-above 1.5" fails above that ratio), recorded.

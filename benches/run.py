@@ -56,7 +56,7 @@ def parse():
         "--only", help=f"sections to measure, separated by commas [default: all; with --quick without {', '.join(SLOW)}]")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", dest="size", action="store_const", const="quick", default="full",
-                      help="smaller sizes, fewer repeats: 4 to 6 minutes; the whole within 60")
+                      help="smaller sizes, fewer repeats: 4 minutes; the whole within 60")
     size.add_argument("--tiny", dest="size", action="store_const", const="tiny", help=argparse.SUPPRESS)
     parser.add_argument("--fresh", action="store_true", help="begin anew, instead of going on with an interrupted run")
     parser.add_argument("--json", action="store_true", help="tell what was written as JSON")

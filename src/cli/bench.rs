@@ -21,7 +21,7 @@ const PYTHON: Tool = Tool { program: "python3", package: "python3" };
 /// Options of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Smaller sizes and fewer repeats: 4 to 6 minutes, the whole within 60
+    /// Smaller sizes and fewer repeats: 4 minutes, the whole within 60
     #[arg(long)]
     quick: bool,
     /// As small as it goes: shows that everything runs; the figures mean nothing
