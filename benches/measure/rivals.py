@@ -55,6 +55,10 @@ class Rival:
         """A new active snapshot, not mounted."""
         raise NotImplementedError
 
+    def prepare_layer(self, key, parent=None):
+        """The same, into which a layer is unpacked."""
+        self.prepare(key, parent)
+
     def mount(self, key):
         """Mounts an active snapshot; returns its root."""
         raise NotImplementedError
@@ -85,7 +89,7 @@ class Rival:
     def layer(self, name, parent=None):
         """A new layer: its root to write to, then committed."""
         key = f"{name}-active"
-        self.prepare(key, parent)
+        self.prepare_layer(key, parent)
         root = self.mount(key)
         try:
             yield root
@@ -120,6 +124,10 @@ class Thinsnap(Rival):
 
     def prepare(self, key, parent=None):
         self.devices[key] = self.service.prepare(key, parent)
+
+    def prepare_layer(self, key, parent=None):
+        # As containerd's unpacker marks it.
+        self.devices[key] = self.service.prepare(key, parent, {"containerd.io/snapshot.ref": key})
 
     def mount(self, key):
         self.root(key).mkdir(parents=True, exist_ok=True)

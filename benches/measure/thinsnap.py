@@ -91,9 +91,9 @@ class Service:
         at) or unmount (at)."""
         return self.at_once([{"verb": verb, **arguments}])[0]
 
-    def prepare(self, key, parent=None):
+    def prepare(self, key, parent=None, labels=None):
         """A new active snapshot; returns its device: fs, source, options."""
-        return self.call("prepare", key=key, parent=parent or "")["device"]
+        return self.call("prepare", key=key, parent=parent or "", labels=labels or {})["device"]
 
     def status(self):
         """What `pool status` tells."""

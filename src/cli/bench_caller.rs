@@ -33,6 +33,8 @@ enum Call {
         key: String,
         #[serde(default)]
         parent: String,
+        #[serde(default)]
+        labels: BTreeMap<String, String>,
     },
     View {
         key: String,
@@ -129,14 +131,13 @@ async fn made(
     snapshotter: String,
     call: Call,
 ) -> std::result::Result<Outcome, String> {
-    let labels = BTreeMap::new();
     match call {
-        Call::Prepare { key, parent } => {
+        Call::Prepare { key, parent, labels } => {
             let request = PrepareSnapshotRequest { snapshotter, key, parent, labels };
             shown(client.prepare(request).await.map_err(words)?.into_inner().mounts)
         }
         Call::View { key, parent } => {
-            let request = ViewSnapshotRequest { snapshotter, key, parent, labels };
+            let request = ViewSnapshotRequest { snapshotter, key, parent, labels: BTreeMap::new() };
             shown(client.view(request).await.map_err(words)?.into_inner().mounts)
         }
         Call::Commit { key, name } => {

@@ -7,6 +7,7 @@ mod mount;
 mod mountinfo;
 mod replay;
 mod tool;
+mod writeback;
 
 pub use detached::Detached;
 pub use host::{Filesystems, HostFilesystems};

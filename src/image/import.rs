@@ -21,6 +21,7 @@ use crate::image::plan::{Plan, Wanted};
 use crate::image::progress::{Phase, Progress, ProgressFn};
 use crate::image::record::{ImageRecord, LayerRecord};
 use crate::snapshot::{Labels, Name};
+use crate::snapshotter::UNPACK_LABEL;
 
 /// A pool with fewer free bytes is full as far as a layer is concerned: one write of a file system spans a few blocks.
 const FULL_BELOW: u64 = 1 << 20;
@@ -146,7 +147,9 @@ impl<'a> Working<'a> {
     fn prepare(images: &'a Images, parent: Option<&Digest>, what: &str) -> Result<Self> {
         let key = Name::new(format!("import-{}", uuid::Uuid::new_v4()))?;
         let parent = parent.map(|digest| Name::new(digest.to_string())).transpose()?;
-        let labels = Labels::from([(IMPORT_LABEL.to_owned(), what.to_owned())]);
+        let labels =
+            [(IMPORT_LABEL, what), (UNPACK_LABEL, what)].map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let labels = Labels::from(labels);
         let announced = images.announce(&key);
         let mounts = images.snapshotter.prepare(&images.space, &key, parent.as_ref(), labels)?;
         Ok(Self { images, key, _announced: announced, is_done: false, mounts })

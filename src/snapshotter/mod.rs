@@ -17,6 +17,7 @@ mod snapshotter;
 mod spares;
 mod take;
 mod tripwire;
+mod unpacking;
 mod view;
 
 pub use filter::Filter;
@@ -24,3 +25,4 @@ pub use labels::LabelChange;
 pub use recover::Recovered;
 pub use snapshotter::{Parts, Snapshotter};
 pub use take::TAKE_LABEL;
+pub use unpacking::UNPACK_LABEL;

@@ -101,6 +101,7 @@ impl Snapshotter {
         };
         reserved.used();
         self.count_change();
+        self.write_early(&snapshot, &path);
         if let Some(parent) = of_parent {
             self.spares.prepared(parent);
         }

@@ -356,6 +356,10 @@ impl Filesystems for MemoryFilesystems {
     fn sync_mounted(&self, _device: &Path) -> ServiceResult<bool> {
         Ok(false)
     }
+
+    fn limit_dirty(&self, _device: &Path, _max: Option<ByteCount>) -> ServiceResult<()> {
+        Ok(())
+    }
 }
 
 /// True if every device of the pool stands on a formatted base.

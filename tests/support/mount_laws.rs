@@ -6,6 +6,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use thinsnap::snapshot::Kind;
+use thinsnap::snapshotter::UNPACK_LABEL;
+use thinsnap::store::REF_LABEL;
 use tonic::Code;
 
 use crate::laws::{Case, Law, refused};
@@ -27,6 +29,7 @@ pub(crate) const MOUNT_LAWS: &[Law] = &[
     ("a_size_label_makes_a_snapshot_larger_and_its_children_too", a_size_label_makes_a_snapshot_larger),
     ("a_chain_of_128_layers_shows_them_all", a_chain_of_128_layers_shows_them_all),
     ("siblings_do_not_see_each_other", siblings_do_not_see_each_other),
+    ("a_device_is_written_early_while_a_layer_is_unpacked", a_device_is_written_early_while_a_layer_is_unpacked),
 ];
 
 fn write(root: &Path, name: &str, content: &str) {
@@ -284,4 +287,42 @@ fn siblings_do_not_see_each_other(case: &Case<'_>) {
     assert_eq!(case.client.stat(&case.key("one")).unwrap().kind, Kind::Active);
     one.unmount().unwrap();
     two.unmount().unwrap();
+}
+
+/// Bytes that the page cache may hold for a device, if it has a limit of its own; `None`: it has none, or is gone.
+fn dirty_limit(bdi: &Path) -> Option<u64> {
+    let setting = |name: &str| fs::read_to_string(bdi.join(name)).ok()?.trim().parse::<u64>().ok();
+    if setting("strict_limit")? == 0 {
+        assert_eq!((setting("min_ratio"), setting("max_ratio")), (Some(0), Some(100)), "half a limit is left");
+        return None;
+    }
+    setting("max_bytes")
+}
+
+fn a_device_is_written_early_while_a_layer_is_unpacked(case: &Case<'_>) {
+    let client = case.client;
+    let bdi_of = |mounts: &[thinsnap::snapshot::Mount]| {
+        let number = fs::metadata(&mounts[0].source).unwrap().rdev();
+        let (major, minor) = (nix::sys::stat::major(number), nix::sys::stat::minor(number));
+        std::path::PathBuf::from(format!("/sys/dev/block/{major}:{minor}/bdi"))
+    };
+    for (label, is_kept) in [(REF_LABEL, true), (UNPACK_LABEL, false)] {
+        let key = case.key(&format!("unpack {is_kept}"));
+        let bdi = bdi_of(&client.prepare(&key, "", &[(label, "sha256:layer")]).unwrap());
+        if !bdi.join("strict_limit").exists() {
+            println!("SKIPPED: this kernel sets no strict limit on a device (it needs Linux 6.3)");
+            return;
+        }
+        let limit = dirty_limit(&bdi).expect("a limit");
+        // The kernel keeps it as a share of what all devices may have, in millionths.
+        assert!((31 << 20..33 << 20).contains(&limit), "{limit} bytes");
+        if is_kept {
+            client.commit(&case.key("layer"), &key).unwrap();
+        } else {
+            client.remove(&key).unwrap();
+        }
+        assert_eq!(dirty_limit(&bdi), None, "{label}");
+    }
+    let mounts = client.prepare(&case.key("container"), &case.key("layer"), &[]).unwrap();
+    assert_eq!(dirty_limit(&bdi_of(&mounts)), None, "a container writes when the kernel likes");
 }

@@ -124,6 +124,10 @@ impl Filesystems for NoFilesystems {
     fn sync_mounted(&self, _device: &Path) -> Result<bool> {
         Ok(false)
     }
+
+    fn limit_dirty(&self, _device: &Path, _max: Option<ByteCount>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A snapshotter over a pool without bytes, with a snapshot of each kind in the space `s`: `a` active, `l` a layer, `v` a
