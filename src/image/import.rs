@@ -148,7 +148,7 @@ impl<'a> Working<'a> {
         let key = Name::new(format!("import-{}", uuid::Uuid::new_v4()))?;
         let parent = parent.map(|digest| Name::new(digest.to_string())).transpose()?;
         let labels =
-            [(IMPORT_LABEL, what), (UNPACK_LABEL, what)].map(|(key, value)| (key.to_owned(), value.to_owned()));
+            [(IMPORT_LABEL, what), (UNPACK_LABEL, "import")].map(|(key, value)| (key.to_owned(), value.to_owned()));
         let labels = Labels::from(labels);
         let announced = images.announce(&key);
         let mounts = images.snapshotter.prepare(&images.space, &key, parent.as_ref(), labels)?;

@@ -1,9 +1,9 @@
 //! The event loop: reads requests, does direct I/O and answers, all through one io_uring.
 //!
-//! A **slot** is the memory of one request, in the [`Arena`]: its payload, and before it the header of the request, then
-//! that of the answer, so that each is one piece for the kernel. A slot is in one place at a time: free, armed (the kernel
-//! reads a request into it), moving bytes, being answered, or lent to a worker. Only its place may touch it; every kernel
-//! operation on a slot is in flight while the slot is in that place, and the loop ends only after the last one has completed.
+//! A **slot** is the memory of one request: its header, its payload (in the [`Arena`]) and its answer. A slot is in
+//! one place at a time: free, armed (the kernel reads a request into it), moving bytes, being answered, or lent to a
+//! worker. Only its place may touch it; every kernel operation on a slot is in flight while the slot is in that
+//! place, and the loop ends only after the last one has completed.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -27,14 +27,10 @@ use crate::export::work::{
 
 /// Most reads of /dev/fuse in flight. A batch of requests wants many; but every read that waits is woken by every
 /// request, so a loop with little to do keeps one.
-const ARMED_MAX: usize = 16;
+const ARMED_MAX: usize = 8;
 /// Transfers in flight for each further read.
 const TRANSFERS_PER_READ: usize = 4;
-/// Transfers in flight for each that a turn waits for.
-const TRANSFERS_PER_TURN: usize = 3;
 const RING_ENTRIES: u32 = 256;
-/// Bytes of the body that answers a WRITE.
-const WRITE_BODY: usize = 8;
 /// Place of the connection in the ring's file table.
 const DEVICE: Fixed = Fixed(0);
 
@@ -73,13 +69,20 @@ impl RingLoop {
         ring.submitter().register_files(&[parts.device.as_raw_fd(), alive])?;
         let arena = Arena::new(SLOTS)?;
         let registered = arena.register(&ring);
+        let mut slots: Box<[Slot]> = (0..SLOTS).map(|_| Slot::new()).collect();
+        for (number, slot) in slots.iter_mut().enumerate() {
+            slot.read_pieces = [
+                libc::iovec { iov_base: slot.header.as_mut_ptr().cast(), iov_len: WRITE_HEADER },
+                libc::iovec { iov_base: arena.pointer(number).cast(), iov_len: PAYLOAD_MAX },
+            ];
+        }
         Ok(Self {
             ring,
             device: parts.device,
             nodes: parts.nodes,
             jobs: parts.jobs,
             arena: Arc::new(arena),
-            slots: (0..SLOTS).map(|_| Slot::default()).collect(),
+            slots,
             free: (0..SLOTS).rev().collect(),
             armed: 0,
             lent: 0,
@@ -190,12 +193,10 @@ impl RingLoop {
         let wanted = (1 + self.in_flight / TRANSFERS_PER_READ).min(ARMED_MAX);
         while !self.ending && self.armed < wanted {
             let Some(slot) = self.free.pop() else { return };
+            let pieces = self.slots[slot].read_pieces.as_ptr();
             self.armed += 1;
             self.slots[slot].armed = true;
-            let longest = u32::try_from(WRITE_HEADER + PAYLOAD_MAX).expect("a header and 1 MiB");
-            // SAFETY: nothing is in flight on a free slot.
-            let at = unsafe { self.arena.front(slot, WRITE_HEADER) }.as_mut_ptr();
-            self.push(&opcode::Read::new(DEVICE, at, longest).build(), Event::Request { slot });
+            self.push(&opcode::Readv::new(DEVICE, pieces, 2).build(), Event::Request { slot });
         }
     }
 
@@ -228,9 +229,8 @@ impl RingLoop {
             }
             return;
         };
-        // SAFETY: the read into this slot has completed; the slot is nobody else's.
-        let bytes = unsafe { self.arena.front(slot, WRITE_HEADER) };
-        let request = match Request::parse(&bytes[..len.min(WRITE_HEADER)]) {
+        let head = &self.slots[slot].header[..len.min(WRITE_HEADER)];
+        let request = match Request::parse(head) {
             Some(request) if request.len as usize == len => request,
             _ => {
                 tracing::error!("the kernel sent a broken request of {len} bytes");
@@ -240,11 +240,11 @@ impl RingLoop {
         };
         self.slots[slot].unique = request.unique;
         let decision = if len > WRITE_HEADER && !request.carries_payload() {
-            // SAFETY: as above.
+            // SAFETY: the read into this slot has completed; the slot is nobody else's.
             let rest = unsafe { self.arena.payload(slot, len - WRITE_HEADER) };
-            decide(&self.nodes, request, &[&*bytes, rest].concat())
+            decide(&self.nodes, request, &[head, rest].concat())
         } else {
-            decide(&self.nodes, request, &bytes[..len.min(WRITE_HEADER)])
+            decide(&self.nodes, request, head)
         };
         match decision {
             Decision::Transfer(transfer) => self.begin(slot, transfer),
@@ -341,37 +341,38 @@ impl RingLoop {
 
     /// Answers a request to move `len` bytes through the ring.
     fn answer_transfer(&mut self, slot: usize, errno: i32, direction: Direction, len: usize) {
+        let place = &mut self.slots[slot];
         let body = match direction {
             _ if errno != 0 => 0,
             Direction::Read => len,
-            Direction::Write => WRITE_BODY,
+            Direction::Write => place.answer_write.len(),
         };
-        let header = out_header(self.slots[slot].unique, errno, body);
-        // Before the payload: it is the body itself, or no longer wanted.
-        let front = OUT_HEADER + if direction == Direction::Write { body } else { 0 };
-        // SAFETY: the request has been read and its bytes moved; the slot is nobody else's.
-        let answer = unsafe { self.arena.front(slot, front) };
-        answer[..OUT_HEADER].copy_from_slice(&header);
-        if front > OUT_HEADER {
-            let written = answer_write(u32::try_from(len).expect("a request's payload is at most 1 MiB"));
-            answer[OUT_HEADER..].copy_from_slice(&written);
-        }
-        let whole = u32::try_from(OUT_HEADER + body).expect("as above");
-        let at = answer.as_ptr();
+        place.answer_header = out_header(place.unique, errno, body);
+        place.answer_write = answer_write(u32::try_from(len).expect("a request's payload is at most 1 MiB"));
+        place.answer_pieces = [
+            libc::iovec { iov_base: place.answer_header.as_mut_ptr().cast(), iov_len: OUT_HEADER },
+            libc::iovec {
+                iov_base: match direction {
+                    Direction::Read => self.arena.pointer(slot).cast(),
+                    Direction::Write => place.answer_write.as_mut_ptr().cast(),
+                },
+                iov_len: body,
+            },
+        ];
+        let pieces = place.answer_pieces.as_ptr();
+        let count = if body == 0 { 1 } else { 2 };
         self.in_flight += 1;
         self.answering += 1;
-        self.push(&opcode::Write::new(DEVICE, at, whole).build(), Event::Answered { slot });
+        self.push(&opcode::Writev::new(DEVICE, pieces, count).build(), Event::Answered { slot });
     }
 }
 
 /// How many completions to wait for. Answers (`answering` of the `in_flight` operations) complete at once, so waiting
-/// for one event more spares an empty turn; of many transfers a third is waited for, so that what they lead to goes to the
-/// disk together. But only for what is sure to come: with every slot being answered no read is armed, and the bell may never
-/// ring.
+/// for one event more spares an empty turn. But only if something can be that event: with every slot being answered
+/// no read is armed, and the bell may never ring.
 fn events_to_wait_for(armed: usize, in_flight: usize, answering: usize) -> usize {
-    let moving = in_flight - answering;
-    let others = usize::from(armed + moving > 0).max(moving / TRANSFERS_PER_TURN);
-    (answering + others).max(1)
+    let others = armed + (in_flight - answering);
+    (answering + usize::from(others > 0)).max(1)
 }
 
 #[cfg(test)]
@@ -389,7 +390,6 @@ mod tests {
     fn a_loop_waits_for_its_answers_and_one_event_more_if_there_can_be_one() {
         assert_eq!(events_to_wait_for(4, 3, 3), 4);
         assert_eq!(events_to_wait_for(0, 5, 3), 4);
-        assert_eq!(events_to_wait_for(1, 29, 2), 2 + 9, "a third of many transfers");
         assert_eq!(events_to_wait_for(0, 0, 0), 1, "only the bell is left");
     }
 }

@@ -1,5 +1,6 @@
-//! One request on its way through the ring, and what a completion belongs to.
+//! One request on its way through the ring: its small memory, and what a completion belongs to.
 
+use crate::export::fuse::wire::{OUT_HEADER, WRITE_HEADER};
 use crate::export::work::Moving;
 
 /// What a completion belongs to, packed into its user data.
@@ -37,11 +38,31 @@ impl Event {
     }
 }
 
-/// One request.
-#[derive(Default)]
+/// The small memory of one request; the kernel has pointers to it, so it stays where it is.
 pub(super) struct Slot {
+    pub(super) header: [u8; WRITE_HEADER],
+    pub(super) read_pieces: [libc::iovec; 2],
+    pub(super) answer_header: [u8; OUT_HEADER],
+    pub(super) answer_write: [u8; 8],
+    pub(super) answer_pieces: [libc::iovec; 2],
     pub(super) unique: u64,
     /// True while the kernel reads a request into it.
     pub(super) armed: bool,
     pub(super) moving: Option<Moving>,
+}
+
+impl Slot {
+    pub(super) fn new() -> Self {
+        let nowhere = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        Self {
+            header: [0; WRITE_HEADER],
+            read_pieces: [nowhere; 2],
+            answer_header: [0; OUT_HEADER],
+            answer_write: [0; 8],
+            answer_pieces: [nowhere; 2],
+            unique: 0,
+            armed: false,
+            moving: None,
+        }
+    }
 }

@@ -12,12 +12,6 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, m
 
 /// Most payload bytes of one request.
 pub(in crate::export) const PAYLOAD_MAX: usize = 1 << 20;
-/// Bytes before each payload: a request's header is read, and an answer's written, in one piece with what it carries. A page,
-/// because payloads are page-aligned.
-const FRONT_MAX: usize = 4096;
-const SLOT_BYTES: usize = FRONT_MAX + PAYLOAD_MAX;
-/// The kernel begins a mapping at a large page only if it ends at one.
-const LARGE_PAGE: usize = 2 << 20;
 /// Requests of one event loop that may be under way at once.
 pub(in crate::export) const SLOTS: usize = 32;
 
@@ -25,7 +19,6 @@ pub(in crate::export) const SLOTS: usize = 32;
 pub(in crate::export) struct Arena {
     base: NonNull<libc::c_void>,
     len: usize,
-    slots: usize,
 }
 
 // SAFETY: the arena is plain memory; who may touch which slot at what time is the matter of its users, who get at
@@ -36,7 +29,7 @@ unsafe impl Sync for Arena {}
 
 impl Arena {
     pub(in crate::export) fn new(slots: usize) -> io::Result<Self> {
-        let len = (slots * SLOT_BYTES).next_multiple_of(LARGE_PAGE);
+        let len = slots * PAYLOAD_MAX;
         let size = NonZeroUsize::new(len).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
         // SAFETY: a new private mapping at an address of the kernel's choice touches no memory of ours.
         let base =
@@ -44,13 +37,13 @@ impl Arena {
         // Large pages make pinning and copying cheaper; a kernel without them serves as well.
         // SAFETY: the range is the mapping made above; the advice changes no contents.
         let _ = unsafe { madvise(base, len, MmapAdvise::MADV_HUGEPAGE) };
-        Ok(Self { base, len, slots })
+        Ok(Self { base, len })
     }
 
     /// Registers the payloads with a ring, a buffer for each slot. False: refused, transfers cost a little more. The
     /// arena must outlive every operation of the ring on it.
     pub(in crate::export) fn register(&self, ring: &IoUring) -> bool {
-        let buffers: Vec<_> = (0..self.slots)
+        let buffers: Vec<_> = (0..self.slots())
             .map(|slot| libc::iovec { iov_base: self.pointer(slot).cast(), iov_len: PAYLOAD_MAX })
             .collect();
         // SAFETY: the buffers are inside the mapping, which by contract outlives the ring's operations.
@@ -61,22 +54,15 @@ impl Arena {
         registered.is_ok()
     }
 
-    /// The first byte of a slot's payload.
-    pub(in crate::export) fn pointer(&self, slot: usize) -> *mut u8 {
-        assert!(slot < self.slots, "slot {slot} is not in this arena");
-        // SAFETY: the assertion keeps the offset inside the mapping.
-        unsafe { self.base.as_ptr().cast::<u8>().add(slot * SLOT_BYTES + FRONT_MAX) }
+    pub(in crate::export) fn slots(&self) -> usize {
+        self.len / PAYLOAD_MAX
     }
 
-    /// The `front` bytes before a slot's payload, and where they begin. The payload follows without a gap.
-    ///
-    /// # Safety
-    /// As for [`Arena::payload`].
-    #[expect(clippy::mut_from_ref, reason = "slots are handed from owner to owner; the caller vouches for it")]
-    pub(in crate::export) unsafe fn front(&self, slot: usize, front: usize) -> &mut [u8] {
-        assert!(front <= FRONT_MAX, "before a payload are {FRONT_MAX} bytes, not {front}");
-        // SAFETY: as in `payload`; a slot begins with these bytes.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer(slot).sub(front), front) }
+    /// The first byte of a slot's payload.
+    pub(in crate::export) fn pointer(&self, slot: usize) -> *mut u8 {
+        assert!(slot < self.slots(), "slot {slot} is not in this arena");
+        // SAFETY: the assertion keeps the offset inside the mapping.
+        unsafe { self.base.as_ptr().cast::<u8>().add(slot * PAYLOAD_MAX) }
     }
 
     /// The first `len` bytes of a slot's payload.

@@ -1,11 +1,11 @@
-//! Waiting for a ring: awake for a moment while events come soon, asleep otherwise.
+//! Waiting for a ring: awake for a moment while requests come one at a time and soon, asleep otherwise.
 //!
 //! To wake a sleeping thread takes about as long as the disk takes for 4 KiB: on a virtual machine an idle processor must
 //! be brought back first. So while sleeps are short, the next wait looks for its event awake, up to twice as long as the
 //! last sleep; the first one that finds nothing ends that. It is what KVM's halt polling does for virtual processors.
 //!
-//! Nobody else is to pay for it: the processor is offered to others all the time, and while the kernel tells that tasks wait
-//! for one more often than not (pressure stall information), and where it does not tell, all waits are asleep.
+//! Nobody else is to pay for it: while the kernel tells that tasks wait for a processor (pressure stall information), and
+//! where it does not tell, all waits are asleep.
 
 use std::fs::File;
 use std::io;
@@ -16,13 +16,10 @@ use std::time::{Duration, Instant};
 
 use io_uring::IoUring;
 
+/// Longest time awake: longer sleeps are worth their waking.
+const AWAKE_MAX: Duration = Duration::from_micros(100);
 /// Events of one turn up to which requests come one at a time: a request, its transfer's end, its answer.
 const FEW: usize = 3;
-/// What is worth staying awake for while requests come one at a time: longer sleeps are worth their waking.
-const ONE_AT_A_TIME: Manner = Manner { awake_max: Duration::from_micros(100), calm: 0.2 };
-/// The same of many requests: the end of one of them is near, and threads of ours and of the kernel wait for a processor in turn
-/// (a third of the time at depth 32 on two of them) without anybody else being kept from one.
-const MANY: Manner = Manner { awake_max: Duration::from_micros(30), calm: 0.6 };
 /// Waits that are asleep behind a flush: the kernel's threads that write and flush for one caller want the processors that
 /// this one would wait on.
 const REST: u32 = 4;
@@ -32,14 +29,8 @@ const GET_EVENTS: u32 = 1;
 const PRESSURE: &str = "/proc/pressure/cpu";
 /// Between two looks at that.
 const LOOK: Duration = Duration::from_millis(100);
-
-#[derive(Clone, Copy)]
-struct Manner {
-    /// Longest time awake.
-    awake_max: Duration,
-    /// Part of the time in which somebody may have waited for a processor while they are called free.
-    calm: f64,
-}
+/// Part of the time in which somebody may have waited for the processors to be called free.
+const CALM: f64 = 0.2;
 
 /// How long the next wait stays awake.
 pub(in crate::export) struct Poll {
@@ -54,8 +45,7 @@ struct Pressure {
     file: File,
     looked: Instant,
     stalled: Duration,
-    /// Part of the time before that in which somebody waited for one.
-    waited: f64,
+    calm: bool,
 }
 
 impl Poll {
@@ -75,15 +65,14 @@ impl Poll {
     pub(in crate::export) fn wait(&mut self, ring: &mut IoUring, events: usize, before: usize) -> io::Result<()> {
         let resting = self.rest > 0;
         self.rest = self.rest.saturating_sub(1);
-        let Some(pressure) = self.pressure.as_mut().filter(|_| !resting) else {
+        let Some(pressure) = self.pressure.as_mut().filter(|_| before <= FEW && !resting) else {
             return ring.submit_and_wait(events).map(drop);
         };
         let start = Instant::now();
-        let Manner { awake_max, calm } = if before <= FEW { ONE_AT_A_TIME } else { MANY };
-        if pressure.waited(start) >= calm || self.awake.is_zero() {
+        if !pressure.is_calm(start) || self.awake.is_zero() {
             ring.submit_and_wait(events)?;
             let slept = start.elapsed();
-            self.awake = if slept <= awake_max { (2 * slept).min(awake_max) } else { Duration::ZERO };
+            self.awake = if slept <= AWAKE_MAX { (2 * slept).min(AWAKE_MAX) } else { Duration::ZERO };
             return Ok(());
         }
         ring.submit()?;
@@ -92,7 +81,7 @@ impl Poll {
                 self.awake = Duration::ZERO;
                 return ring.submit_and_wait(events).map(drop);
             }
-            std::thread::yield_now();
+            std::hint::spin_loop();
             // SAFETY: nothing is submitted, and no memory is passed.
             unsafe { ring.submitter().enter::<libc::sigset_t>(0, 0, GET_EVENTS, None) }?;
         }
@@ -105,19 +94,19 @@ impl Pressure {
     fn open() -> Option<Self> {
         let file = File::open(PRESSURE).ok()?;
         let stalled = stalled(&file)?;
-        Some(Self { file, looked: Instant::now(), stalled, waited: 1.0 })
+        Some(Self { file, looked: Instant::now(), stalled, calm: false })
     }
 
-    /// Part of the time in which somebody waited for a processor, as of late.
-    fn waited(&mut self, now: Instant) -> f64 {
+    fn is_calm(&mut self, now: Instant) -> bool {
         let since = now.saturating_duration_since(self.looked);
         if since >= LOOK {
             let stalled = stalled(&self.file);
-            self.waited = stalled.map_or(1.0, |total| total.saturating_sub(self.stalled).div_duration_f64(since));
+            let waited = stalled.map(|total| total.saturating_sub(self.stalled));
+            self.calm = waited.is_some_and(|waited| waited < since.mul_f64(CALM));
             self.stalled = stalled.unwrap_or(self.stalled);
             self.looked = now;
         }
-        self.waited
+        self.calm
     }
 }
 
@@ -141,7 +130,7 @@ mod tests {
 
     use io_uring::{IoUring, opcode};
 
-    use super::{FEW, LOOK, MANY, ONE_AT_A_TIME, PRESSURE, Poll, Pressure, REST, parse};
+    use super::{AWAKE_MAX, LOOK, PRESSURE, Poll, Pressure, REST, parse};
 
     #[test]
     fn the_time_that_tasks_have_waited_is_found_in_the_kernels_words() {
@@ -153,11 +142,10 @@ mod tests {
         }
     }
 
-    /// A wait with this budget behind a turn of `before` events, where somebody `waited` so much for a processor, for an
-    /// event that is there or never comes.
-    fn wait(waited: f64, awake: Duration, before: usize, event: bool) -> Option<Poll> {
+    /// A wait with this budget, of a processor that is free or not, for an event that is there or never comes.
+    fn wait(calm: bool, awake: Duration, event: bool) -> Option<Poll> {
         let file = File::open(PRESSURE).ok()?;
-        let pressure = Pressure { file, looked: Instant::now() + 1000 * LOOK, stalled: Duration::ZERO, waited };
+        let pressure = Pressure { file, looked: Instant::now() + 1000 * LOOK, stalled: Duration::ZERO, calm };
         let mut poll = Poll { awake, rest: 0, pressure: Some(pressure) };
         let mut ring = IoUring::new(4).unwrap();
         let deadline = io_uring::types::Timespec::new().nsec(5_000_000);
@@ -167,7 +155,7 @@ mod tests {
         };
         // SAFETY: what the entry points to outlives the wait for it.
         unsafe { ring.submission().push(&entry) }.unwrap();
-        poll.wait(&mut ring, 1, before).unwrap();
+        poll.wait(&mut ring, 1, 1).unwrap();
         assert_eq!(ring.completion().count(), 1, "it returned before its event");
         Some(poll)
     }
@@ -188,14 +176,14 @@ mod tests {
 
     #[test]
     fn a_wait_gets_its_event_awake_or_asleep_and_learns_from_how_long_it_took() {
-        for waited in [0.0, MANY.calm, 1.0] {
-            for (awake, before) in [(Duration::ZERO, 1), (ONE_AT_A_TIME.awake_max, FEW), (MANY.awake_max, FEW + 1)] {
-                let Some(late) = wait(waited, awake, before, false) else {
+        for calm in [true, false] {
+            for awake in [Duration::ZERO, AWAKE_MAX] {
+                let Some(late) = wait(calm, awake, false) else {
                     println!("SKIPPED: this kernel has no {PRESSURE}");
                     return;
                 };
                 assert_eq!(late.awake, Duration::ZERO, "five milliseconds are too long to stay awake");
-                wait(waited, awake, before, true);
+                wait(calm, awake, true);
             }
         }
     }
