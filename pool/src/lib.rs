@@ -18,7 +18,7 @@ mod units;
 
 pub use check::{DumpSource, Finding, Progress, Report, Severity, ViewDevice, audit, dump, holdings};
 pub use device::{
-    BlockDevice, Cut, DiskImage, FileDevice, MemoryDevice, Piece, PowerCutDevice, PowerSupply, RoomBelow,
+    BlockDevice, Cut, DiskImage, FileDevice, MemoryDevice, Piece, PowerCutDevice, PowerSupply, RoomBelow, limit_dirty,
 };
 pub use embedded::{
     EmbeddedOptions, EmbeddedPool, IntentChange, IntentEpoch, IntentHeader, IntentLogContent, IntentLogState,

@@ -66,7 +66,8 @@ pub trait ThinPool: Send + Sync {
     }
 
     /// Flushes the device and takes its block device away: at once, or, if somebody has it open, when
-    /// the last opener closes it. An inactive device is a success. Returns true if it is gone at return.
+    /// the last opener closes it. An inactive device is a success. Returns true if it is gone at return. A limit of dirty
+    /// pages ([`limit_dirty`](crate::limit_dirty)) goes with it, here and in `delete`.
     fn deactivate(&self, id: DeviceId) -> Result<bool>;
 
     /// Deactivates the device and tells what [`written`](Self::written) says of it then, each at the moment at which it

@@ -22,6 +22,7 @@ use host_tools::{Mounted, eventually, leftovers, run};
 use shown_by::{by_ublk, skipped_without_export, ublk_devices, wanted_export};
 use thinsnap_pool::{
     Access, ByteCount, DeviceId, ErrorKind, ExportOptions, Exporter, FuseExporter, Result, Volume, begin_export,
+    limit_dirty,
 };
 
 const MIB: u64 = 1 << 20;
@@ -287,6 +288,47 @@ fn root_a_mounted_device_goes_when_it_is_unmounted() {
     // Whoever drops it tells the table next.
     eventually("the device is forgotten", || stage.exporter.attached().is_empty());
     assert_eq!(stage.exporter.path(device(1)), None);
+    stage.finish();
+}
+
+/// A loop device keeps a limit when its file goes: eight numbers of one machine had one that nobody wanted.
+#[test]
+fn root_a_limit_of_dirty_pages_does_not_outlive_its_device() {
+    if skipped_without_export() {
+        return;
+    }
+    let stage = Stage::new();
+    let volume = stage.volume(1, 64 * MIB, Behaviour::default());
+    let path = stage.attach(1, &volume, 64 * MIB, Access::ReadWrite);
+    let strict = sys(&path, "bdi/strict_limit");
+    if !strict.exists() {
+        println!("SKIPPED: this kernel sets no strict limit on a device (it needs Linux 6.3)");
+        return;
+    }
+    let set = || limit_dirty(&path, Some(ByteCount(32 * MIB))).unwrap();
+    set();
+    assert_eq!(fs::read_to_string(&strict).unwrap(), "1\n");
+    let refused = limit_dirty(&path, Some(ByteCount(u64::MAX))).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Io, "{refused}");
+    assert_eq!(fs::read_to_string(&strict).unwrap(), "0\n", "half a limit is left");
+    // In use, it is let go later; the limit goes now.
+    set();
+    let opened = File::open(&path).unwrap();
+    assert!(!stage.exporter.detach(device(1)).unwrap());
+    assert_eq!(fs::read_to_string(&strict).unwrap(), "0\n");
+    drop(opened);
+    eventually("the device is forgotten", || stage.exporter.attached().is_empty());
+    if !by_ublk() {
+        // What a process that was killed leaves: the next one with this number is ours, unless another program is faster.
+        set();
+        let next = stage.attach(1, &volume, 64 * MIB, Access::ReadWrite);
+        if next == path {
+            assert_eq!(fs::read_to_string(&strict).unwrap(), "0\n");
+        } else {
+            limit_dirty(&path, None).unwrap();
+        }
+        assert!(stage.exporter.detach(device(1)).unwrap());
+    }
     stage.finish();
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use thinsnap_pool::ByteCount;
 
 use crate::error::Result;
-use crate::fs::{grow, mkfs, replay, writeback};
+use crate::fs::{grow, mkfs, replay};
 use crate::snapshot::FsType;
 
 /// Work on the file system of a block device.
@@ -27,9 +27,9 @@ pub trait Filesystems: Send + Sync {
     /// Writes a mounted file system out, in whatever mount namespace it is. False: mounted nowhere.
     fn sync_mounted(&self, device: &Path) -> Result<bool>;
 
-    /// Has the kernel write a device back when the page cache holds `max` bytes for it; `None`: when the kernel likes.
+    /// Has the kernel write a device back when the page cache holds `max` bytes for it, until the device is taken down.
     /// Errors where the kernel cannot.
-    fn limit_dirty(&self, device: &Path, max: Option<ByteCount>) -> Result<()>;
+    fn limit_dirty(&self, device: &Path, max: ByteCount) -> Result<()>;
 }
 
 /// The host's own file systems.
@@ -72,7 +72,7 @@ impl Filesystems for HostFilesystems {
         replay::sync_mounted(device)
     }
 
-    fn limit_dirty(&self, device: &Path, max: Option<ByteCount>) -> Result<()> {
-        writeback::limit_dirty(device, max)
+    fn limit_dirty(&self, device: &Path, max: ByteCount) -> Result<()> {
+        Ok(thinsnap_pool::limit_dirty(device, Some(max))?)
     }
 }

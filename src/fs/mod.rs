@@ -7,7 +7,6 @@ mod mount;
 mod mountinfo;
 mod replay;
 mod tool;
-mod writeback;
 
 pub use detached::Detached;
 pub use host::{Filesystems, HostFilesystems};

@@ -26,7 +26,6 @@ impl Snapshotter {
         let _claim = self.claims.key(space, key);
         let active = committable(&self.store.read()?, space, name, key, parent)?;
         let _hold = self.claims.hold(active.device);
-        self.write_as_usual(&active)?;
         let (bytes, copy) = match self.settle(&active)? {
             Some(bytes) => (bytes, None),
             None => {

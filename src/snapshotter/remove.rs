@@ -31,13 +31,7 @@ impl Snapshotter {
         })?;
         match gone.kind {
             Kind::View => self.reclaimer.release(gone.device),
-            Kind::Active => {
-                // Gone it is already, so that an error has nobody to go to.
-                if let Err(error) = self.write_as_usual(&gone) {
-                    tracing::debug!(snapshot = %key, "cannot tell where its device is: {error}");
-                }
-                self.reclaimer.delete(gone.device);
-            }
+            Kind::Active => self.reclaimer.delete(gone.device),
             Kind::Committed => {
                 // Before its id can be another device's.
                 self.spares.forget(gone.device);

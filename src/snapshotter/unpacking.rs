@@ -2,14 +2,12 @@
 //!
 //! What is unpacked stays and is wanted durable at once, so that holding it back in the page cache saves nothing; a
 //! container's files may be gone before they are ever written, so that its device is left to the kernel's own choice. The
-//! limit belongs to the device's name, which others may have next: it is taken back before the device goes. A service that
-//! is killed in between leaves it until the snapshot is committed or removed.
+//! limit goes with the device, at Commit and Remove: the pool takes care of that.
 
 use std::path::Path;
 
 use thinsnap_pool::ByteCount;
 
-use crate::error::Result;
 use crate::snapshot::{Labels, Snapshot};
 use crate::snapshotter::snapshotter::Snapshotter;
 use crate::store::REF_LABEL;
@@ -26,26 +24,11 @@ fn is_unpacked_into(labels: &Labels) -> bool {
 }
 
 impl Snapshotter {
-    /// Has the kernel write the device early, if a layer is unpacked into the snapshot.
+    /// Has the kernel write the device early, if a layer is unpacked into the snapshot. It is only slower without.
     pub(super) fn write_early(&self, snapshot: &Snapshot, device: &Path) {
-        if is_unpacked_into(&snapshot.labels) {
-            self.limit_dirty(snapshot, device, Some(DIRTY_MAX));
-        }
-    }
-
-    /// Takes that back. Errors of the pool.
-    pub(super) fn write_as_usual(&self, snapshot: &Snapshot) -> Result<()> {
         if is_unpacked_into(&snapshot.labels)
-            && let Some(device) = self.pool.active_path(snapshot.device)?
+            && let Err(error) = self.filesystems.limit_dirty(device, DIRTY_MAX)
         {
-            self.limit_dirty(snapshot, &device, None);
-        }
-        Ok(())
-    }
-
-    /// It is only slower without.
-    fn limit_dirty(&self, snapshot: &Snapshot, device: &Path, max: Option<ByteCount>) {
-        if let Err(error) = self.filesystems.limit_dirty(device, max) {
             tracing::debug!(snapshot = %snapshot.name, "the kernel writes it when it likes: {error}");
         }
     }

@@ -158,7 +158,7 @@ impl Filesystems for Files {
         Ok(true)
     }
 
-    fn limit_dirty(&self, _device: &Path, _max: Option<ByteCount>) -> ServiceResult<()> {
+    fn limit_dirty(&self, _device: &Path, _max: ByteCount) -> ServiceResult<()> {
         Ok(())
     }
 }

@@ -357,7 +357,7 @@ impl Filesystems for MemoryFilesystems {
         Ok(false)
     }
 
-    fn limit_dirty(&self, _device: &Path, _max: Option<ByteCount>) -> ServiceResult<()> {
+    fn limit_dirty(&self, _device: &Path, _max: ByteCount) -> ServiceResult<()> {
         Ok(())
     }
 }

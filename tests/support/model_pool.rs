@@ -173,6 +173,8 @@ impl ThinPool for ModelPool {
         self.refresh(&mut state, id);
         let Some(active) = state.active.get(&id) else { return Ok(true) };
         Self::sync(active)?;
+        // Before Linux 6.3 there is none.
+        let _ = thinsnap_pool::limit_dirty(&active.node, None);
         run("losetup", &["-d", text(&active.node)])?;
         self.refresh(&mut state, id);
         Ok(!state.active.contains_key(&id))

@@ -1,6 +1,7 @@
 //! Anything that can be read and written at an offset.
 mod block_device;
 mod buffer;
+mod dirty_limit;
 mod file;
 mod image;
 mod linger;
@@ -12,6 +13,7 @@ mod sys;
 pub(crate) use block_device::check_range;
 pub use block_device::{BlockDevice, RoomBelow};
 pub(crate) use buffer::AlignedBuffer;
+pub use dirty_limit::limit_dirty;
 pub use file::FileDevice;
 pub use image::DiskImage;
 pub(crate) use linger::{is_living, lock_in_time, started_at};

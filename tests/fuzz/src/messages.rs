@@ -125,7 +125,7 @@ impl Filesystems for NoFilesystems {
         Ok(false)
     }
 
-    fn limit_dirty(&self, _device: &Path, _max: Option<ByteCount>) -> Result<()> {
+    fn limit_dirty(&self, _device: &Path, _max: ByteCount) -> Result<()> {
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use loopdev::LoopControl;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
+use crate::device::limit_dirty;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::loop_device::configure::{configure, flags, free_number, keep_bound};
 use crate::export::loop_device::sysfs::backing_file;
@@ -63,7 +64,9 @@ impl LoopDevice {
             if !flags(&device).map_err(fail)?.direct_io {
                 tracing::warn!("the kernel refused direct I/O for /dev/loop{number}: data is cached twice");
             }
-            return Ok(Self { number, file: options.path.to_path_buf() });
+            let bound = Self { number, file: options.path.to_path_buf() };
+            bound.write_as_usual();
+            return Ok(bound);
         }
         Err(Error::new(ErrorKind::InUse, format!("bind a loop device: others took {TRIES_MAX} free ones before us")))
     }
@@ -99,9 +102,17 @@ impl LoopDevice {
         }
         let fail = |e: io::Error| Error::io(format!("free {}", self.path().display()), e);
         let device = loopdev::LoopDevice::open(self.path()).map_err(fail)?;
+        self.write_as_usual();
         match device.detach() {
             Err(e) if e.raw_os_error() != Some(libc::ENXIO) => Err(fail(e)),
             _ => Ok(()),
+        }
+    }
+
+    /// Takes a limit of dirty pages away, which the number would keep for its next file.
+    fn write_as_usual(&self) {
+        if let Err(error) = limit_dirty(&self.path(), None) {
+            tracing::debug!("cannot tell whether {} has a limit of dirty pages: {error}", self.path().display());
         }
     }
 
