@@ -118,10 +118,10 @@ bench-quick: build
 	@tests/install-missing.sh $(BENCH_PACKAGES)
 	benches/run.py --thinsnap $(TARGET)/release/thinsnap --quick $(BENCH)
 
-# A containerd in a virtual machine with its own devmapper snapshotter and thinsnap; four minutes.
+# In a virtual machine: a containerd with its own devmapper snapshotter and thinsnap, and fio on dm-thin and thinsnap.
 bench-versus: build
-	@tests/install-missing.sh $(RUN_PACKAGES) $(VM_PACKAGES) umoci skopeo
-	benches/run.py --thinsnap $(TARGET)/release/thinsnap --only versus $(BENCH)
+	@tests/install-missing.sh $(RUN_PACKAGES) $(VM_PACKAGES) fio umoci skopeo
+	benches/run.py --thinsnap $(TARGET)/release/thinsnap --only versus,versus-device $(BENCH)
 
 # The same beside the last recorded figures of a quick run, as ratios, five minutes with Criterion's; bench-record records the
 # new ones instead.

@@ -22,7 +22,8 @@ import shutil
 import signal
 import sys
 
-from measure import device_io, first_write, footprint, images, machine, overwrites, snapshots, versus, workloads
+from measure import (
+    device_io, first_write, footprint, images, machine, overwrites, snapshots, versus, versus_device, workloads)
 from measure.session import Busy, Session, Unfinished, lock, say, write_file
 from report import compare, document
 from report.figures import load
@@ -30,9 +31,10 @@ from report.figures import load
 TOP = pathlib.Path(__file__).resolve().parent.parent
 SECTIONS = {
     module.SECTION: module
-    for module in [first_write, overwrites, device_io, workloads, snapshots, images, footprint, versus]}
-# Only when it is named, or in a full run: it boots a machine that may be emulated. The report keeps its last figures.
-SLOW = [versus.SECTION]
+    for module in [
+        first_write, overwrites, device_io, workloads, snapshots, images, footprint, versus, versus_device]}
+# Only when they are named, or in a full run: they boot a machine that may be emulated. The report keeps their last figures.
+SLOW = [versus.SECTION, versus_device.SECTION]
 
 
 class Refused(Exception):

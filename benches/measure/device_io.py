@@ -2,14 +2,17 @@
 
 Loop devices have direct I/O, so that the same kernel code stands on top of each:
   plain     loop → preallocated file
+  dm-thin   thin → thin pool of the kernel → loop → sparse file
   thinsnap  ublk, or loop → FUSE file of pool-host → pool
   qcow2     loop → FUSE file of qemu-storage-daemon → qcow2 with 64 KiB clusters
 """
 
 import contextlib
 import random
+from dataclasses import dataclass
 
 from . import fio
+from .dm_thin import DM_THIN, Pool, missing_dm_thin
 from .machine import MIB, attach, detach, drop_caches, missing, mount_now, run, unmount
 from .rivals import PLAIN, QCOW2, export_qcow2, format_qcow2, make_qcow2
 from .session import Sample, Table
@@ -19,7 +22,8 @@ SECTION = "device-io"
 TITLE = "Input and output of the exported device"
 THINSNAP = "thinsnap"
 ABOUT = """fio on the block device, or on a file of ext4 on it where it says buffered; jobs in benches/fio/. The stacks: a loop device
-with direct I/O on a plain file (the limit); thinsnap's device, which is a ublk device where the kernel has that and else such
+with direct I/O on a plain file (the limit); the kernel's own dm-thin, as dmsetup sets it up with blocks of 64 KiB, where the
+kernel has it; thinsnap's device, which is a ublk device where the kernel has that and else such
 a loop device on a FUSE file; such a loop device on the FUSE export of a qcow2 with 64 KiB clusters by qemu-storage-daemon. What
 is read or overwritten was written once before; first writes go to space that nobody has written yet, in new sparse files, and
 for thinsnap also in a pool whose data file was written throughout before, as a disk in use is; to break sharing, the
@@ -27,12 +31,12 @@ whole range is shared with a snapshot (qcow2: in a backing file) and each write 
 since. The stacks take turns within each repeat. qemu's export (7.2) mixes up the bytes of direct writes that come together, a
 defect of its own that is not counted; below a file system its loop device is not direct."""
 TABLES = {
-    "iops": Table("Requests a second", "IOPS", higher=True, baselines=(PLAIN, QCOW2)),
-    "throughput": Table("Throughput", "MiB/s", higher=True, baselines=(PLAIN, QCOW2)),
-    "p99": Table("99th percentile of the latency", "µs", baselines=(PLAIN, QCOW2)),
-    "first": Table("Sequential writes of 1 MiB: the first time, and again", "MiB/s", higher=True, baselines=(PLAIN, QCOW2)),
-    "sharing": Table("Breaking sharing, 4 KiB at random", "IOPS", higher=True, baselines=(QCOW2,)),
-    "sharing-p99": Table("Breaking sharing, 99th percentile", "µs", baselines=(QCOW2,)),
+    "iops": Table("Requests a second", "IOPS", higher=True, baselines=(PLAIN, QCOW2, DM_THIN)),
+    "throughput": Table("Throughput", "MiB/s", higher=True, baselines=(PLAIN, QCOW2, DM_THIN)),
+    "p99": Table("99th percentile of the latency", "µs", baselines=(PLAIN, QCOW2, DM_THIN)),
+    "first": Table("Sequential writes of 1 MiB: the first time, and again", "MiB/s", higher=True, baselines=(PLAIN, QCOW2, DM_THIN)),
+    "sharing": Table("Breaking sharing, 4 KiB at random", "IOPS", higher=True, baselines=(QCOW2, DM_THIN)),
+    "sharing-p99": Table("Breaking sharing, 99th percentile", "µs", baselines=(QCOW2, DM_THIN)),
 }
 SIZES = {
     "full": {"size_mib": 2048, "seconds": 3, "ramp": 1, "repeats": 5},
@@ -48,8 +52,29 @@ SHARING_JOBS = ["break-sharing-4k-qd1", "break-sharing-4k-qd32"]
 
 
 def space_mib(size_mib, **_):
-    """Free room that it needs: for each of three stacks a device with a file on it, or a shared image and its changes."""
-    return 3 * 3 * size_mib + 1024
+    """Free room that it needs: for each of four stacks a device with a file on it, or a shared image and its changes."""
+    return 4 * 3 * size_mib + 1024
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What stacks are built on; what they build goes when `stack` unwinds."""
+
+    stack: contextlib.ExitStack
+    session: object
+    directory: object
+    size_mib: int
+    repeats: int
+    service: Service
+
+    @property
+    def pool_mib(self):
+        """Of a pool, which takes what it needs of that: an image, a device with a file system, each snapshot's changes."""
+        return _pool_mib(self.size_mib)
+
+
+def _pool_mib(size_mib):
+    return 8 * size_mib + (20 << 10)
 
 
 class Plain:
@@ -57,11 +82,12 @@ class Plain:
 
     name = PLAIN
 
-    def __init__(self, directory, _service):
-        self.directory = directory
+    def __init__(self, ground):
+        self.directory = ground.directory
 
     @classmethod
     def missing(cls):
+        """Why it cannot be measured here; None if it can."""
         return missing(["fallocate"])
 
     @contextlib.contextmanager
@@ -127,13 +153,44 @@ class Qcow2(Plain):
             image.unlink()
 
 
+class DmThin(Plain):
+    """A thin device of the kernel's own, on sparse files as thinsnap's pool is."""
+
+    name = DM_THIN
+
+    def __init__(self, ground):
+        super().__init__(ground)
+        self.pool = Pool(ground.stack, ground.directory, ground.pool_mib)
+
+    @classmethod
+    def missing(cls):
+        return missing_dm_thin()
+
+    @contextlib.contextmanager
+    def device(self, name, size_mib, fresh=False):
+        with self.pool.device(size_mib) as (device, _):
+            yield device
+
+    @contextlib.contextmanager
+    def shared(self, size_mib):
+        with self.pool.device(size_mib, shown=False) as (_, image):
+            with self.pool.shown(image, size_mib) as device:
+                write_all(device, size_mib)
+            yield lambda name: self._snapshot(image, size_mib)
+
+    @contextlib.contextmanager
+    def _snapshot(self, image, size_mib):
+        with self.pool.device(size_mib, origin=image) as (device, _):
+            yield device
+
+
 class Ours:
     """A thin device of a pool whose files lie beside those of the others."""
 
     name = THINSNAP
 
-    def __init__(self, _directory, service):
-        self.service = service
+    def __init__(self, ground, service=None):
+        self.service = service or ground.service
 
     @classmethod
     def missing(cls):
@@ -171,15 +228,16 @@ class Written(Ours):
 
     name = f"{THINSNAP}, data file written before"
 
-    def __init__(self, stack, session, directory, size_mib, repeats):
-        data = directory / "written.data"
-        total = (repeats + 1) * size_mib + 256
+    def __init__(self, ground):
+        data = ground.directory / "written.data"
+        total = (ground.repeats + 1) * ground.size_mib + 256
         data.touch()
         # Zeroes: a pool is made on what is empty.
         write_all(data, total, "--zero_buffers")
-        below = directory / "written"
+        below = ground.directory / "written"
         below.mkdir()
-        super().__init__(directory, Service(stack, session.thinsnap, below, f"{total}M", session.engine, data=data))
+        session = ground.session
+        super().__init__(ground, Service(ground.stack, session.thinsnap, below, f"{total}M", session.engine, data=data))
 
 
 def write_all(device, size_mib, *options):
@@ -188,13 +246,13 @@ def write_all(device, size_mib, *options):
         "--bs=1m", "--direct=1", "--end_fsync=1", "--ioengine=io_uring", "--iodepth=4")
 
 
-STACKS = [Plain, Ours, Qcow2]
+STACKS = [Plain, DmThin, Ours, Qcow2]
 
 
-def measure(session, size_mib, seconds, ramp, repeats):
+def measure(session, size_mib, seconds, ramp, repeats, kinds=STACKS):
     """The kinds of jobs one after the other, each with stacks of its own."""
     able = []
-    for kind in STACKS:
+    for kind in kinds:
         if why := fio.absent() or kind.missing():
             session.not_run(kind.name, why)
         else:
@@ -210,10 +268,11 @@ def measure(session, size_mib, seconds, ramp, repeats):
             continue
         with contextlib.ExitStack() as stack:
             directory = stack.enter_context(session.scratch())
-            service = Service(stack, session.thinsnap, directory, f"{8 * size_mib // 1024 + 20}G", session.engine)
-            stacks = {kind.name: kind(directory, service) for kind in able}
+            service = Service(stack, session.thinsnap, directory, f"{_pool_mib(size_mib)}M", session.engine)
+            ground = Ground(stack, session, directory, size_mib, repeats, service)
+            stacks = {kind.name: kind(ground) for kind in able}
             if does is _first_writes and Ours in able:
-                stacks[Written.name] = Written(stack, session, directory, size_mib, repeats)
+                stacks[Written.name] = Written(ground)
             does(session, stack, directory, stacks, turns, {"size_mib": size_mib, "seconds": seconds, "ramp": ramp})
 
 

@@ -186,6 +186,7 @@ def sweep(parent):
             run("umount", "--lazy", target)
         _end(path, "qemu-storage-daemon")
         _end(path, "pool-host")
+        _remove_dm_devices(path.name)
         for device in loops:
             run("losetup", "--detach", device)
         # A host that ended in order has taken its own directory away.
@@ -194,6 +195,17 @@ def sweep(parent):
                 run("umount", "--lazy", target)
             shutil.rmtree(directory)
     return len(left)
+
+
+def _remove_dm_devices(prefix):
+    """Takes device-mapper's devices with such names down, those that stand on others first: they have the longer names."""
+    if shutil.which("dmsetup") is None:
+        return
+    # Fails where the kernel has no device-mapper, and so none of its devices.
+    listed = subprocess.run(["dmsetup", "ls"], capture_output=True, text=True, check=False)
+    names = [line.split()[0] for line in listed.stdout.splitlines()]
+    for name in sorted((name for name in names if name.startswith(prefix)), key=len, reverse=True):
+        run("dmsetup", "remove", "--retry", name)
 
 
 def _end(path, word):

@@ -44,8 +44,8 @@ KERNEL = "6.12"
 # A flush in the machine is one of the host's file.
 DISKS_MIB = {"state": 4096, "theirs-data": 20480, "theirs-metadata": 256, "ours-data": 20480, "ours-metadata": 256}
 LAYERS = 5
-PROGRAMS = {"qemu-system-x86_64": "qemu-system-x86", "umoci": "umoci", "skopeo": "skopeo", "busybox": "busybox-static",
-            "dmsetup": "dmsetup"}
+MACHINE = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "dmsetup": "dmsetup"}
+IMAGE_TOOLS = {"umoci": "umoci", "skopeo": "skopeo"}
 
 
 def space_mib(**_):
@@ -53,16 +53,17 @@ def space_mib(**_):
     return 6144
 
 
-def _why_not():
+def why_no_machine(**programs):
+    """Why there can be no virtual machine with these programs of the host; None if it can."""
     if not (TOP / "tests" / "vm" / "run.py").exists():
         return "the virtual machine is in the source tree: make bench-versus there"
-    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+    missing = [package for program, package in {**MACHINE, **programs}.items() if shutil.which(program) is None]
     return f"apt-get install {' '.join(missing)}" if missing else None
 
 
 def measure(session, lives, images):
     """One boot of the machine, in which the snapshotters take turns."""
-    if why := _why_not():
+    if why := why_no_machine(**IMAGE_TOOLS):
         session.not_run(THEIRS, why)
         return
     session.step("all", lambda: _samples(_figures(session, lives, images)), THEIRS)
