@@ -28,7 +28,8 @@ a loop device on a FUSE file; such a loop device on the FUSE export of a qcow2 w
 is read or overwritten was written once before; first writes go to space that nobody has written yet, in new sparse files, and
 for thinsnap also in a pool whose data file was written throughout before, as a disk in use is; to break sharing, the
 whole range is shared with a snapshot (qcow2: in a backing file) and each write meets a 64 KiB block that has not been written
-since. The stacks take turns within each repeat. qemu's export (7.2) mixes up the bytes of direct writes that come together, a
+since; beside it stands how many blocks of 64 KiB the disk reads and writes in that time, through the plain loop file, which is as
+many as can be copied. The stacks take turns within each repeat. qemu's export (7.2) mixes up the bytes of direct writes that come together, a
 defect of its own that is not counted; below a file system its loop device is not direct."""
 TABLES = {
     "iops": Table("Requests a second", "IOPS", higher=True, baselines=(PLAIN, QCOW2, DM_THIN)),
@@ -108,6 +109,18 @@ class Plain:
         with self.device(name, size_mib) as device:
             run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0", device)
             yield device, ["noatime"]
+
+
+class Copies(Plain):
+    """As many blocks of 64 KiB read as written on a plain loop file: what the disk lets be copied."""
+
+    name = f"{PLAIN}, 64 KiB read and written"
+
+    @contextlib.contextmanager
+    def shared(self, size_mib):
+        with self.device("copies", size_mib) as device:
+            write_all(device, size_mib)
+            yield lambda _name: contextlib.nullcontext(device)
 
 
 class Qcow2(Plain):
@@ -261,7 +274,7 @@ def measure(session, size_mib, seconds, ramp, repeats, kinds=STACKS):
         (_device_jobs, _turns(DEVICE_JOBS, repeats, able)),
         (_file_jobs, _turns(FILE_JOBS, repeats, able)),
         (_first_writes, _turns(["fill-1m-qd4"], repeats, [*able, Written] if Ours in able else able)),
-        (_break_sharing, _turns(SHARING_JOBS, repeats, [kind for kind in able if kind is not Plain])),
+        (_break_sharing, _turns(SHARING_JOBS, repeats, [Copies if kind is Plain else kind for kind in able])),
     ]
     for does, turns in work:
         if session.all_done(turns):
@@ -273,6 +286,8 @@ def measure(session, size_mib, seconds, ramp, repeats, kinds=STACKS):
             stacks = {kind.name: kind(ground) for kind in able}
             if does is _first_writes and Ours in able:
                 stacks[Written.name] = Written(ground)
+            if does is _break_sharing and Plain in able:
+                stacks[Copies.name] = Copies(ground)
             does(session, stack, directory, stacks, turns, {"size_mib": size_mib, "seconds": seconds, "ramp": ramp})
 
 
@@ -294,11 +309,15 @@ def _device_jobs(session, stack, _directory, stacks, turns, size):
         write_all(device, size["size_mib"])
     for step, (job, _, name) in turns.items():
         def work(job=job, name=name):
-            words = fio.run_job(
-                job, devices[name], SIZE=f"{size['size_mib']}m", RUNTIME=f"{size['seconds'] * 1000:.0f}ms",
-                RAMP=f"{size['ramp'] * 1000:.0f}ms")
-            return _samples(words, job, name)
+            return _samples(_timed(job, devices[name], size), job, name)
         session.step(step, work, name)
+
+
+def _timed(job, device, size):
+    """fio's words about a job that has a time."""
+    return fio.run_job(
+        job, device, SIZE=f"{size['size_mib']}m", RUNTIME=f"{size['seconds'] * 1000:.0f}ms",
+        RAMP=f"{size['ramp'] * 1000:.0f}ms")
 
 
 def _file_jobs(session, stack, directory, stacks, turns, size):
@@ -338,17 +357,24 @@ def _break_sharing(session, stack, directory, stacks, turns, size):
         name: stack.enter_context(made.shared(size["size_mib"])) for name, made in stacks.items() if name != PLAIN}
     for step, (job, n, name) in turns.items():
         def work(job=job, n=n, name=name):
-            places = list(range(0, size["size_mib"] * MIB, 64 << 10))
-            random.Random(n).shuffle(places)
-            lines = ["fio version 2 iolog", "/dev/device add", "/dev/device open"]
-            lines += [f"/dev/device write {place} 4096" for place in places]
-            log = directory / "places"
-            log.write_text("\n".join([*lines, "/dev/device close", ""]))
+            depth = job.rpartition("-")[2]
             with snapshots[name](f"{job}-{n}") as device:
                 drop_caches()
-                words = fio.run_job(job, device, PLACES=log)
-            row = job.rpartition("-")[2].upper()
+                if name == Copies.name:
+                    return [Sample("sharing", depth.upper(), name, fio.iops(_timed(f"copy-64k-{depth}", device, size)))]
+                words = fio.run_job(job, device, PLACES=_places(directory, size["size_mib"], n))
             return [
-                Sample("sharing", row, name, fio.iops(words), bins=fio.bins(words), raw=fio.raw(words, name)),
-                Sample("sharing-p99", row, name, fio.p99_us(words))]
+                Sample("sharing", depth.upper(), name, fio.iops(words), bins=fio.bins(words), raw=fio.raw(words, name)),
+                Sample("sharing-p99", depth.upper(), name, fio.p99_us(words))]
         session.step(step, work, name)
+
+
+def _places(directory, size_mib, seed):
+    """A file that tells fio to write 4 KiB of each block once, in random order."""
+    places = list(range(0, size_mib * MIB, 64 << 10))
+    random.Random(seed).shuffle(places)
+    lines = ["fio version 2 iolog", "/dev/device add", "/dev/device open"]
+    lines += [f"/dev/device write {place} 4096" for place in places]
+    log = directory / "places"
+    log.write_text("\n".join([*lines, "/dev/device close", ""]))
+    return log

@@ -5,7 +5,7 @@ import itertools
 import pathlib
 import subprocess
 
-from .machine import MIB, attach, detach, missing, run
+from .machine import MIB, attach, detach, load_module, missing, run
 
 DM_THIN = "dm-thin (dmsetup)"
 METADATA_MIB = 128
@@ -16,7 +16,7 @@ def missing_dm_thin():
     """Why this machine cannot have such a pool; None if it can."""
     if why := missing(["dmsetup"]):
         return why
-    subprocess.run(["modprobe", "-q", "dm_thin_pool"], check=False)
+    load_module("dm_thin_pool")
     targets = subprocess.run(["dmsetup", "targets"], capture_output=True, text=True, check=False).stdout
     return None if "thin-pool" in targets else "this kernel has no dm-thin; in a virtual machine: make bench-versus"
 

@@ -50,10 +50,16 @@ def missing(programs, filesystems=()):
             return f"{program} is missing: apt-get install {PACKAGES[program]}"
     for kind in filesystems:
         if kind not in _kernel_filesystems():
-            subprocess.run(["modprobe", "-q", kind], check=False)
+            load_module(kind)
             if kind not in _kernel_filesystems():
                 return f"this kernel has no {kind}"
     return None
+
+
+def load_module(name):
+    """Loads a module of the kernel, if there is one and a program that loads it."""
+    with contextlib.suppress(FileNotFoundError):
+        subprocess.run(["modprobe", "-q", name], check=False)
 
 
 def _kernel_filesystems():
