@@ -13,6 +13,9 @@ mod laws;
 mod model_pool;
 #[path = "support/mount_laws.rs"]
 mod mount_laws;
+#[expect(dead_code, reason = "the laws only wait")]
+#[path = "support/process.rs"]
+mod process;
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -15,7 +15,7 @@ mod support {
     pub(crate) mod socket_client;
 }
 // The laws name their rooms by these paths in every program that runs them.
-use support::{client, laws, mount_laws};
+use support::{client, laws, mount_laws, process};
 
 use std::fs;
 use std::os::fd::OwnedFd;
