@@ -316,8 +316,8 @@ fn a_device_is_written_early_while_a_layer_is_unpacked(case: &Case<'_>) {
             return;
         }
         let limit = dirty_limit(&bdi).expect("a limit");
-        // The kernel keeps it as a share of what all devices may have, in millionths.
-        assert!((31 << 20..33 << 20).contains(&limit), "{limit} bytes");
+        // The kernel keeps it as a share of what all devices may have, which changes with the memory in use.
+        assert!((24 << 20..40 << 20).contains(&limit), "{limit} bytes");
         // Whatever becomes of the label: the limit goes with the device.
         client.update(&key, &[], &["labels"]).unwrap();
         if is_kept {
