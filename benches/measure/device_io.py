@@ -68,13 +68,9 @@ class Ground:
     repeats: int
     service: Service
 
-    @property
-    def pool_mib(self):
-        """Of a pool, which takes what it needs of that: an image, a device with a file system, each snapshot's changes."""
-        return _pool_mib(self.size_mib)
-
 
 def _pool_mib(size_mib):
+    """Of a pool, which takes what it needs of that: an image, a device with a file system, each snapshot's changes."""
     return 8 * size_mib + (20 << 10)
 
 
@@ -173,7 +169,7 @@ class DmThin(Plain):
 
     def __init__(self, ground):
         super().__init__(ground)
-        self.pool = Pool(ground.stack, ground.directory, ground.pool_mib)
+        self.pool = Pool(ground.stack, ground.directory, _pool_mib(ground.size_mib))
 
     @classmethod
     def missing(cls):
