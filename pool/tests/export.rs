@@ -47,6 +47,14 @@ impl Stage {
         Self { exporter: begin(options).unwrap(), dir }
     }
 
+    /// With a device of `size` bytes, for writing: its volume and its node.
+    fn with_device(size: u64) -> (Self, Arc<FileVolume>, PathBuf) {
+        let stage = Self::new();
+        let volume = stage.volume(1, size, Behaviour::default());
+        let path = stage.attach(1, &volume, size, Access::ReadWrite);
+        (stage, volume, path)
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -164,9 +172,7 @@ fn root_discarded_and_zeroed_ranges_reach_the_volume() {
     if skipped_without_export() {
         return;
     }
-    let stage = Stage::new();
-    let volume = stage.volume(1, 16 * MIB, Behaviour::default());
-    let path = stage.attach(1, &volume, 16 * MIB, Access::ReadWrite);
+    let (stage, _volume, path) = Stage::with_device(16 * MIB);
     fio(&path, "--rw=write --bs=1m --size=16m --buffer_pattern=0xff");
     run("blkdiscard", ["-o", "1048576", "-l", "2097152", path.to_str().unwrap()]);
     run("blkdiscard", ["-z", "-o", "8388608", "-l", "1048576", path.to_str().unwrap()]);
@@ -297,9 +303,7 @@ fn root_a_limit_of_dirty_pages_does_not_outlive_its_device() {
     if skipped_without_export() {
         return;
     }
-    let stage = Stage::new();
-    let volume = stage.volume(1, 64 * MIB, Behaviour::default());
-    let path = stage.attach(1, &volume, 64 * MIB, Access::ReadWrite);
+    let (stage, volume, path) = Stage::with_device(64 * MIB);
     let strict = sys(&path, "bdi/strict_limit");
     if !strict.exists() {
         println!("SKIPPED: this kernel sets no strict limit on a device (it needs Linux 6.3)");
@@ -337,9 +341,7 @@ fn root_a_device_that_waits_for_its_last_opener_can_be_kept() {
     if skipped_without_export() {
         return;
     }
-    let stage = Stage::new();
-    let volume = stage.volume(1, 64 * MIB, Behaviour::default());
-    let path = stage.attach(1, &volume, 64 * MIB, Access::ReadWrite);
+    let (stage, volume, path) = Stage::with_device(64 * MIB);
     run("mkfs.ext4", [Path::new("-q"), &path]);
     let mounted = Mounted::mount(&path, &stage.path("mnt"), "rw");
     assert!(!stage.exporter.detach(device(1)).unwrap());
@@ -360,9 +362,7 @@ fn root_a_full_volume_says_no_space_to_the_writer() {
     if skipped_without_export() {
         return;
     }
-    let stage = Stage::new();
-    let volume = stage.volume(1, 4 * MIB, Behaviour::default());
-    let path = stage.attach(1, &volume, 4 * MIB, Access::ReadWrite);
+    let (stage, volume, path) = Stage::with_device(4 * MIB);
     volume.full.store(true, Ordering::SeqCst);
     let dd = Command::new("dd")
         .args(["if=/dev/zero", "bs=4096", "count=1", "oflag=direct", &format!("of={}", path.display())])
@@ -394,9 +394,7 @@ fn root_what_the_filesystem_does_not_offer_is_refused_and_harms_nothing() {
     if skipped_without_export() || not_a_filesystem() {
         return;
     }
-    let stage = Stage::new();
-    let volume = stage.volume(1, 4 * MIB, Behaviour::default());
-    let path = stage.attach(1, &volume, 4 * MIB, Access::ReadWrite);
+    let (stage, _volume, path) = Stage::with_device(4 * MIB);
     let dir = stage.path("export");
     let file = dir.join("1");
     assert!(File::create(dir.join("2")).is_err());
