@@ -25,6 +25,10 @@ pub enum Mutation {
     SkipEarlyFile,
     /// A flush is answered before its commit.
     AnswerFlushEarly,
+    /// A flush ahead of its request stands for changes that came after it.
+    KeepCover,
+    /// A flush ahead of its request stands for changes that were under way.
+    CoverUnderWay,
     /// A write is acknowledged before its data is on its way.
     AnswerWriteEarly,
     /// A block that a snapshot sees is written in place.

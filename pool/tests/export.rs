@@ -3,6 +3,8 @@
 // All of this is test code, helpers too: clippy lets tests unwrap.
 #![cfg(test)]
 
+#[path = "support/export_stage.rs"]
+mod export_stage;
 #[path = "support/file_volume.rs"]
 mod file_volume;
 #[path = "support/host_tools.rs"]
@@ -17,6 +19,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use export_stage::{Stage, begin, device};
 use file_volume::{Behaviour, FileVolume};
 use host_tools::{Mounted, eventually, leftovers, run};
 use shown_by::{by_ublk, skipped_without_export, ublk_devices, wanted_export};
@@ -26,63 +29,6 @@ use thinsnap_pool::{
 };
 
 const MIB: u64 = 1 << 20;
-
-/// An exporter in a directory of its own; both go, whatever the test does.
-struct Stage {
-    // Dropped first: its mount stands in the directory.
-    exporter: Arc<dyn Exporter>,
-    dir: tempfile::TempDir,
-}
-
-impl Stage {
-    fn new() -> Self {
-        Self::with_threads(1)
-    }
-
-    fn with_threads(event_threads: usize) -> Self {
-        // Not the default place, which may be a tmpfs without direct I/O.
-        let dir = tempfile::tempdir_in(std::env::var_os("TMPDIR").unwrap_or_else(|| "/var/tmp".into())).unwrap();
-        let mut options = ExportOptions::new(dir.path().join("export"));
-        options.event_threads = event_threads;
-        Self { exporter: begin(options).unwrap(), dir }
-    }
-
-    /// With a device of `size` bytes, for writing: its volume and its node.
-    fn with_device(size: u64) -> (Self, Arc<FileVolume>, PathBuf) {
-        let stage = Self::new();
-        let volume = stage.volume(1, size, Behaviour::default());
-        let path = stage.attach(1, &volume, size, Access::ReadWrite);
-        (stage, volume, path)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn volume(&self, id: u32, size: u64, behaviour: Behaviour) -> Arc<FileVolume> {
-        Arc::new(FileVolume::create(&self.path(&format!("volume-{id}")), size, behaviour).unwrap())
-    }
-
-    fn attach(&self, id: u32, volume: &Arc<FileVolume>, size: u64, access: Access) -> PathBuf {
-        self.exporter.attach(device(id), Arc::clone(volume) as Arc<dyn Volume>, ByteCount(size), access).unwrap()
-    }
-
-    /// Ends the exporter and looks for what it left.
-    fn finish(self) {
-        self.exporter.shutdown().unwrap();
-        assert_eq!(leftovers(self.dir.path()), Vec::<String>::new());
-        assert!(!by_ublk() || ublk_devices().is_empty(), "left behind: {:?}", ublk_devices());
-    }
-}
-
-/// Begins an exporter of the kind that this run is about.
-fn begin(options: ExportOptions) -> Result<Arc<dyn Exporter>> {
-    begin_export(wanted_export(), options, Vec::new())
-}
-
-fn device(id: u32) -> DeviceId {
-    DeviceId::new(id).unwrap()
-}
 
 /// True, with a word about it, where there is no filesystem whose words could be tried.
 fn not_a_filesystem() -> bool {
@@ -129,14 +75,14 @@ fn root_bytes_written_through_the_direct_way_are_read_back() {
 #[test]
 fn root_bytes_are_read_back_when_direct_and_blocking_requests_mix() {
     if !skipped_without_export() {
-        verify_with_fio(Behaviour { refuse_every: 3 }, 1);
+        verify_with_fio(Behaviour { refuse_every: 3, ..Behaviour::default() }, 1);
     }
 }
 
 #[test]
 fn root_bytes_are_read_back_through_several_event_loops() {
     if !skipped_without_export() {
-        verify_with_fio(Behaviour { refuse_every: 5 }, 2);
+        verify_with_fio(Behaviour { refuse_every: 5, ..Behaviour::default() }, 2);
     }
 }
 
@@ -146,7 +92,7 @@ fn root_a_filesystem_lives_on_an_exported_device() {
         return;
     }
     let stage = Stage::new();
-    let volume = stage.volume(7, 256 * MIB, Behaviour { refuse_every: 4 });
+    let volume = stage.volume(7, 256 * MIB, Behaviour { refuse_every: 4, ..Behaviour::default() });
     let path = stage.attach(7, &volume, 256 * MIB, Access::ReadWrite);
     run("mkfs.ext4", [Path::new("-q"), &path]);
     let mounted = Mounted::mount(&path, &stage.path("mnt"), "discard");

@@ -2,8 +2,8 @@
 
 use std::os::fd::RawFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use thinsnap_pool::{
     BlockDevice, DirectToken, Direction, Error, ErrorKind, Extent, Extents, FileDevice, Result, Volume,
@@ -17,7 +17,12 @@ const PIECE: u64 = 64 * 1024;
 pub(crate) struct Behaviour {
     /// Every n-th request of a kind is not granted and takes the blocking way; 0: all are granted.
     pub(crate) refuse_every: u64,
+    /// Flushes are done at hand.
+    pub(crate) flush_at_hand: bool,
 }
+
+/// Marks the token of a direct write.
+const WRITES: u64 = 1 << 63;
 
 /// A file as a volume; counts what is asked of it.
 pub(crate) struct FileVolume {
@@ -28,8 +33,17 @@ pub(crate) struct FileVolume {
     pub(crate) held: AtomicI64,
     /// Flushes so far.
     pub(crate) flushes: AtomicU64,
+    /// Changes that are done.
+    pub(crate) changes: AtomicU64,
+    /// Of those, the ones before a flush that succeeded.
+    pub(crate) durable: AtomicU64,
+    /// True: flushes fail.
+    pub(crate) broken: AtomicBool,
     /// True: writes fail with [`ErrorKind::OutOfDataSpace`].
     pub(crate) full: AtomicBool,
+    /// True: the next write takes the blocking way, and there it waits for the gate.
+    pub(crate) hold: AtomicBool,
+    pub(crate) gate: Mutex<()>,
     /// Set when the volume is dropped.
     pub(crate) dropped: Arc<AtomicBool>,
 }
@@ -43,9 +57,19 @@ impl FileVolume {
             asked: AtomicU64::new(0),
             held: AtomicI64::new(0),
             flushes: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
+            broken: AtomicBool::new(false),
             full: AtomicBool::new(false),
+            hold: AtomicBool::new(false),
+            gate: Mutex::default(),
             dropped: Arc::default(),
         })
+    }
+
+    fn changed(&self, done: Result<()>) -> Result<()> {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        done
     }
 }
 
@@ -68,20 +92,27 @@ impl BlockDevice for FileVolume {
         if self.full.load(Ordering::SeqCst) {
             return Err(Error::new(ErrorKind::OutOfDataSpace, "write: the volume plays full"));
         }
-        self.file.write_at(buf, offset)
+        drop(self.gate.lock().unwrap());
+        self.changed(self.file.write_at(buf, offset))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        self.file.discard(offset, len)
+        self.changed(self.file.discard(offset, len))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
-        self.file.write_zeroes(offset, len)
+        self.changed(self.file.write_zeroes(offset, len))
     }
 
     fn flush(&self) -> Result<()> {
+        let changes = self.changes.load(Ordering::SeqCst);
         self.flushes.fetch_add(1, Ordering::SeqCst);
-        self.file.flush()
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::Io, "flush: the volume plays broken"));
+        }
+        self.file.flush()?;
+        self.durable.fetch_max(changes, Ordering::SeqCst);
+        Ok(())
     }
 
     fn alignment(&self) -> usize {
@@ -93,7 +124,8 @@ impl Volume for FileVolume {
     fn begin_direct(&self, direction: Direction, offset: u64, len: u32, extents: &mut Extents) -> Option<DirectToken> {
         let asked = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
         let refused = self.behaviour.refuse_every != 0 && asked.is_multiple_of(self.behaviour.refuse_every);
-        if refused || (direction == Direction::Write && self.full.load(Ordering::SeqCst)) {
+        let blocking = || self.full.load(Ordering::SeqCst) || self.hold.swap(false, Ordering::SeqCst);
+        if refused || (direction == Direction::Write && blocking()) {
             return None;
         }
         let end = offset + u64::from(len);
@@ -106,10 +138,18 @@ impl Volume for FileVolume {
             at += u64::from(piece);
         }
         self.held.fetch_add(1, Ordering::SeqCst);
-        Some(DirectToken { first_block: offset / PIECE, blocks: len.div_ceil(64 * 1024) })
+        let mark = if direction == Direction::Write { WRITES } else { 0 };
+        Some(DirectToken { first_block: (offset / PIECE) | mark, blocks: len.div_ceil(64 * 1024) })
     }
 
-    fn end_direct(&self, _token: DirectToken) {
+    fn flush_at_hand(&self) -> Option<Result<()>> {
+        self.behaviour.flush_at_hand.then(|| self.flush())
+    }
+
+    fn end_direct(&self, token: DirectToken) {
+        if token.first_block & WRITES != 0 {
+            self.changes.fetch_add(1, Ordering::SeqCst);
+        }
         self.held.fetch_sub(1, Ordering::SeqCst);
     }
 

@@ -12,6 +12,8 @@ use crate::export::work::{JobSender, Mailbox};
 #[derive(Clone)]
 pub(super) struct LoopParts {
     pub(super) device: Arc<OwnedFd>,
+    /// No other loop reads from the connection.
+    pub(super) alone: bool,
     /// What must stay open as long as an operation of the loop may be under way.
     pub(super) alive: Option<Arc<Alive>>,
     pub(super) nodes: Arc<Nodes>,

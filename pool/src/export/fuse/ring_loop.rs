@@ -21,9 +21,10 @@ use crate::export::fuse::ring_slot::{Event, Slot};
 use crate::export::fuse::session::set_waiting;
 use crate::export::fuse::wire::{OUT_HEADER, Request, WRITE_HEADER, answer_write, out_header};
 use crate::export::work::{
-    Arena, Errand, Home, Job, JobSender, LentSlot, Mailbox, Moving, Node, PAYLOAD_MAX, Poll, SLOTS, Transfer,
-    build_ring,
+    Arena, Errand, Foresight, Home, Job, JobSender, LentSlot, Mailbox, Moving, Node, PAYLOAD_MAX, Poll, SLOTS,
+    Transfer, build_ring,
 };
+use crate::mutation::Mutation;
 
 /// Most reads of /dev/fuse in flight. A batch of requests wants many; but every read that waits is woken by every
 /// request, so a loop with little to do keeps one.
@@ -56,6 +57,8 @@ pub(super) struct RingLoop {
     registered: bool,
     completed: Vec<(u64, i32)>,
     poll: Poll,
+    /// `None`: other loops read from the connection too, so that this one does not see all changes.
+    foresight: Option<Foresight>,
 }
 
 impl RingLoop {
@@ -93,6 +96,7 @@ impl RingLoop {
             registered,
             completed: Vec::with_capacity(2 * RING_ENTRIES as usize),
             poll: Poll::new(),
+            foresight: parts.alone.then(Foresight::default),
         })
     }
 
@@ -107,6 +111,7 @@ impl RingLoop {
             if self.ending && self.armed + self.in_flight + self.lent == 0 {
                 return;
             }
+            self.flush_ahead();
             let events = events_to_wait_for(self.armed, self.in_flight, self.answering);
             match self.poll.wait(&mut self.ring, events, handled) {
                 Ok(()) => {}
@@ -249,7 +254,10 @@ impl RingLoop {
         match decision {
             Decision::Transfer(transfer) => self.begin(slot, transfer),
             Decision::Errand(Errand::Flush(node)) => self.flush(slot, node),
-            Decision::Errand(errand) => self.lend(slot, errand),
+            Decision::Errand(errand) => {
+                self.note_change();
+                self.lend(slot, errand);
+            }
             Decision::Silence => self.free.push(slot),
             Decision::Status(errno) => self.answer_now(slot, errno, &[]),
             Decision::Answer(body) => self.answer_now(slot, 0, &body),
@@ -261,9 +269,28 @@ impl RingLoop {
         }
     }
 
+    /// Begins a flush that is likely to be asked for, while the caller goes on.
+    fn flush_ahead(&mut self) {
+        let Some(device) = self.foresight.as_mut().and_then(Foresight::expects_flush) else { return };
+        let quiet = self.in_flight == self.answering && self.lent == 0 && self.nodes.lot.is_empty()
+            || Mutation::CoverUnderWay.is_on();
+        // Whether or not there is a flush: what is pushed now are answers.
+        if self.ending || !quiet || self.ring.submit().is_err() {
+            return;
+        }
+        // Until this loop reads the last release of its file, nobody takes the volume away.
+        if let (Some(foresight), Some(node)) = (&mut self.foresight, self.nodes.find_device(device)) {
+            foresight.flush_ahead(&node);
+        }
+    }
+
     /// Flushes on this thread if nobody else waits for it: to wake another one would take as long as the flush.
     fn flush(&mut self, slot: usize, node: Arc<Node>) {
         self.poll.rest();
+        if self.foresight.as_mut().is_some_and(|foresight| foresight.is_covered(node.id)) {
+            drop(node);
+            return self.answer_now(slot, 0, &[]);
+        }
         let nobody_waits = self.in_flight + self.lent == 0;
         match nobody_waits.then(|| node.flush_at_hand()).flatten() {
             Some(errno) => {
@@ -288,7 +315,16 @@ impl RingLoop {
         self.jobs.send(Job::Errand { asker, errand, slot: slot_lent });
     }
 
+    fn note_change(&mut self) {
+        if let Some(foresight) = &mut self.foresight {
+            foresight.note_change();
+        }
+    }
+
     fn begin(&mut self, slot: usize, transfer: Transfer) {
+        if transfer.direction == Direction::Write {
+            self.note_change();
+        }
         // SAFETY: no operation is in flight on the slot yet, and it is nobody else's.
         let payload = unsafe { self.arena.payload(slot, transfer.len as usize) };
         match Moving::begin(transfer, payload) {
@@ -333,6 +369,9 @@ impl RingLoop {
         let (direction, len) = (transfer.direction, transfer.len as usize);
         if (errno, direction) == (libc::ENOSPC, Direction::Write) && !self.ending {
             return self.lend(slot, Errand::Transfer(transfer));
+        }
+        if let (Direction::Write, Some(foresight)) = (direction, &mut self.foresight) {
+            foresight.note_answer(transfer.node.id);
         }
         // Before the answer: see the invariant of the table of files.
         drop(transfer);

@@ -33,12 +33,15 @@ impl Serving {
         let workers = Workers::start(worker_threads, Arc::clone(&nodes.lot))?;
         let mut loops = LoopThreads::default();
         let mut devices = Vec::new();
-        for fd in session.into_fds() {
+        let fds = session.into_fds();
+        let alone = fds.len() == 1;
+        for fd in fds {
             let device = Arc::new(fd);
             devices.push(Arc::clone(&device));
             let (alive, nodes, jobs) = (alive.cloned(), Arc::clone(nodes), workers.sender());
-            loops
-                .start(move |mailbox, started| run_loop(LoopParts { device, alive, nodes, jobs, mailbox }, &started))?;
+            loops.start(move |mailbox, started| {
+                run_loop(LoopParts { device, alone, alive, nodes, jobs, mailbox }, &started);
+            })?;
         }
         Ok(Self { devices, _loops: loops, _workers: workers })
     }

@@ -23,7 +23,8 @@ use crate::export::ublk::event::Event;
 use crate::export::ublk::requests::{Decision, Work, decide};
 use crate::export::ublk::wire::{COMMIT_AND_FETCH_REQ, DEPTH, FETCH_REQ, io_command};
 use crate::export::work::{
-    Arena, Errand, Home, Job, JobSender, LentSlot, Mailbox, Moving, Node, PAYLOAD_MAX, SLOTS, Transfer, build_ring,
+    Arena, Errand, Foresight, Home, Job, JobSender, LentSlot, Lot, Mailbox, Moving, Node, PAYLOAD_MAX, SLOTS, Transfer,
+    build_ring,
 };
 
 /// Room for all tags of a device at once: the kernel must get them in one call (see [`QueueLoop::serve`]).
@@ -51,6 +52,7 @@ struct Slot {
 pub(super) struct QueueLoop {
     ring: IoUring,
     jobs: JobSender<Asking>,
+    lot: Arc<Lot<Asking>>,
     mailbox: Arc<Mailbox<Message>>,
     arena: Arc<Arena>,
     slots: Box<[Slot]>,
@@ -66,11 +68,17 @@ pub(super) struct QueueLoop {
     /// True if the payloads are registered with the ring, which saves pinning them for each transfer.
     registered: bool,
     completed: Vec<(u64, i32)>,
+    foresight: Foresight,
 }
 
 impl QueueLoop {
     /// Must be called on the thread that runs the loop. `alive` is kept open until the ring's last operation is done.
-    pub(super) fn new(alive: RawFd, jobs: JobSender<Asking>, mailbox: Arc<Mailbox<Message>>) -> io::Result<Self> {
+    pub(super) fn new(
+        alive: RawFd,
+        jobs: JobSender<Asking>,
+        lot: Arc<Lot<Asking>>,
+        mailbox: Arc<Mailbox<Message>>,
+    ) -> io::Result<Self> {
         let ring = build_ring(RING_ENTRIES)?;
         ring.submitter().register_files(&[alive])?;
         let arena = Arena::new(SLOTS)?;
@@ -78,6 +86,7 @@ impl QueueLoop {
         Ok(Self {
             ring,
             jobs,
+            lot,
             mailbox,
             arena: Arc::new(arena),
             slots: (0..SLOTS).map(|_| Slot::default()).collect(),
@@ -90,6 +99,7 @@ impl QueueLoop {
             ending: false,
             registered,
             completed: Vec::with_capacity(2 * RING_ENTRIES as usize),
+            foresight: Foresight::default(),
         })
     }
 
@@ -108,6 +118,7 @@ impl QueueLoop {
                 }
                 return;
             }
+            self.flush_ahead();
             match self.ring.submit_and_wait(1) {
                 Ok(_) => {}
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
@@ -252,8 +263,39 @@ impl QueueLoop {
             self.slots[slot].tag = Some(tag);
             match work {
                 Work::Transfer(transfer) => self.begin(slot, tag, transfer),
-                Work::Errand(errand) => self.lend(slot, errand),
+                Work::Errand(Errand::Flush(node)) => self.flush(slot, node),
+                Work::Errand(errand) => {
+                    self.foresight.note_change();
+                    self.lend(slot, errand);
+                }
             }
+        }
+    }
+
+    /// Begins a flush that is likely to be asked for, while the caller goes on.
+    fn flush_ahead(&mut self) {
+        let Some(device) = self.foresight.expects_flush() else { return };
+        if self.in_flight + self.lent == 0 && self.waiting.is_empty() && self.lot.is_empty() {
+            self.submit();
+            if let Some(served) = self.devices.iter().flatten().find(|served| served.node.id == device) {
+                self.foresight.flush_ahead(&served.node);
+            }
+        }
+    }
+
+    /// Flushes on this thread if nobody else waits for it: to wake another one would take as long as the flush.
+    fn flush(&mut self, slot: usize, node: Arc<Node>) {
+        if self.foresight.is_covered(node.id) {
+            drop(node);
+            return self.finish(slot, 0);
+        }
+        let nobody_waits = self.in_flight + self.lent == 0 && self.waiting.is_empty();
+        match nobody_waits.then(|| node.flush_at_hand()).flatten() {
+            Some(errno) => {
+                drop(node);
+                self.finish(slot, -errno);
+            }
+            None => self.lend(slot, Errand::Flush(node)),
         }
     }
 
@@ -265,6 +307,7 @@ impl QueueLoop {
         // SAFETY: no operation is in flight on the slot yet, and it is nobody else's.
         let payload = unsafe { self.arena.payload(slot, transfer.len as usize) };
         if transfer.direction == Direction::Write {
+            self.foresight.note_change();
             let taken = self.channel(tag).map(|channel| channel.take(tag.tag, payload));
             if let Some(Err(error)) = taken {
                 tracing::error!("take the bytes of a write of device {}: {error}", transfer.node.id);
@@ -334,6 +377,9 @@ impl QueueLoop {
         let (direction, len) = (transfer.direction, transfer.len as usize);
         if (errno, direction) == (libc::ENOSPC, Direction::Write) && !self.ending {
             return self.lend(slot, Errand::Transfer(transfer));
+        }
+        if direction == Direction::Write {
+            self.foresight.note_answer(transfer.node.id);
         }
         // Before the answer: right after it the device may be taken away.
         drop(transfer);

@@ -31,13 +31,13 @@ impl Serving {
         let workers = Workers::start(worker_threads, Arc::clone(lot))?;
         let mut loops = LoopThreads::default();
         for _ in 0..event_threads {
-            let (jobs, alive) = (workers.sender(), Arc::clone(alive));
+            let (jobs, lot, alive) = (workers.sender(), Arc::clone(lot), Arc::clone(alive));
             loops.start(move |mailbox, started| {
                 shun_memory_pressure();
                 if let Err(error) = refuse_privilege() {
                     tracing::warn!("the kernel will look for partitions on the devices: {error}");
                 }
-                match QueueLoop::new(alive.raw_fd(), jobs, mailbox) {
+                match QueueLoop::new(alive.raw_fd(), jobs, lot, mailbox) {
                     Ok(queues) => {
                         started.tell(Ok(()));
                         queues.run();

@@ -163,6 +163,11 @@ impl<A: Asker> Lot<A> {
         }
     }
 
+    /// True if no write waits; each that did has been done then, or has failed.
+    pub(in crate::export) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::SeqCst) == 0
+    }
+
     /// Counts those that wait, and their bytes.
     pub(in crate::export) fn waiting(&self) -> (u64, ByteCount) {
         let inner = self.lock();

@@ -2,6 +2,7 @@
 mod arena;
 mod asker;
 mod errand;
+mod foresight;
 mod loop_threads;
 mod lost_volume;
 mod lot;
@@ -14,6 +15,7 @@ mod workers;
 pub(super) use arena::{Arena, PAYLOAD_MAX, SLOTS, build_ring};
 pub(super) use asker::{Asker, Reply};
 pub(super) use errand::{ByteRange, DISCARD_STEP, Errand, Transfer};
+pub(super) use foresight::Foresight;
 pub(super) use loop_threads::{LoopThreads, Started};
 pub(super) use lost_volume::LostVolume;
 pub(super) use lot::Lot;
