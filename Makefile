@@ -122,7 +122,7 @@ bench-quick: build
 # twelve minutes.
 bench-versus: build
 	@tests/install-missing.sh $(RUN_PACKAGES) $(VM_PACKAGES) fio umoci skopeo
-	benches/run.py --thinsnap $(TARGET)/release/thinsnap --only versus,versus-device $(BENCH)
+	benches/run.py --thinsnap $(TARGET)/release/thinsnap --only versus,versus-device,versus-containers $(BENCH)
 
 # The same beside the last recorded figures of a quick run, as ratios, five minutes with Criterion's; bench-record records the
 # new ones instead.

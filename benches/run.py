@@ -23,7 +23,8 @@ import signal
 import sys
 
 from measure import (
-    device_io, first_write, footprint, images, machine, overwrites, snapshots, versus, versus_device, workloads)
+    device_io, first_write, footprint, images, machine, overwrites, snapshots, versus, versus_containers,
+    versus_device, workloads)
 from measure.session import Busy, Session, Unfinished, lock, say, write_file
 from report import compare, document
 from report.figures import load
@@ -32,9 +33,9 @@ TOP = pathlib.Path(__file__).resolve().parent.parent
 SECTIONS = {
     module.SECTION: module
     for module in [
-        first_write, overwrites, device_io, workloads, snapshots, images, footprint, versus, versus_device]}
+        first_write, overwrites, device_io, workloads, snapshots, images, footprint, versus, versus_device, versus_containers]}
 # Only when they are named, or in a full run: they boot a machine that may be emulated. The report keeps their last figures.
-SLOW = [versus.SECTION, versus_device.SECTION]
+SLOW = [versus.SECTION, versus_device.SECTION, versus_containers.SECTION]
 
 
 class Refused(Exception):
@@ -142,7 +143,7 @@ def listing(arguments):
     programs = {program: machine.missing([program]) for program in sorted(machine.PACKAGES)}
     if arguments.json:
         return json.dumps({"sections": sections, "free_bytes": free, "missing": [why for why in programs.values() if why]})
-    lines = [f"{one['section']:<12} {one['needs_bytes'] / (1 << 30):5.1f} GiB  {one['title']}" for one in sections]
+    lines = [f"{one['section']:<17} {one['needs_bytes'] / (1 << 30):5.1f} GiB  {one['title']}" for one in sections]
     lines += ["", f"{arguments.dir} has {free / (1 << 30):,.1f} GiB free"]
     return "\n".join(lines + [why for why in programs.values() if why])
 

@@ -30,7 +30,8 @@ for thinsnap also in a pool whose data file was written throughout before, as a 
 whole range is shared with a snapshot (qcow2: in a backing file) and each write meets a 64 KiB block that has not been written
 since; beside it stands how many blocks of 64 KiB the disk reads and writes in that time, through the plain loop file, which is as
 many as can be copied. The stacks take turns within each repeat. qemu's export (7.2) mixes up the bytes of direct writes that come together, a
-defect of its own that is not counted; below a file system its loop device is not direct."""
+defect of its own that is not counted; below a file system its loop device is not direct. What goes through the page cache takes memory:
+where the host of a virtual machine takes freed pages back, a run that must get them anew takes twice as long, on every stack."""
 TABLES = {
     "iops": Table("Requests a second", "IOPS", higher=True, baselines=(PLAIN, QCOW2, DM_THIN)),
     "throughput": Table("Throughput", "MiB/s", higher=True, baselines=(PLAIN, QCOW2, DM_THIN)),
@@ -169,7 +170,7 @@ class DmThin(Plain):
 
     def __init__(self, ground):
         super().__init__(ground)
-        self.pool = Pool(ground.stack, ground.directory, _pool_mib(ground.size_mib))
+        self.pool = Pool(ground.stack, ground.directory, ground.directory.name, _pool_mib(ground.size_mib))
 
     @classmethod
     def missing(cls):

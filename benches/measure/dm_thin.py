@@ -23,27 +23,36 @@ def missing_dm_thin():
 
 class Pool:
     """A pool of `size_mib` on sparse files in `directory`, behind loop devices with direct I/O; gone when the stack unwinds.
-    New blocks are zeroed, as the kernel does unless told otherwise: an old owner's bytes are shown to nobody."""
+    Its name begins with this run's own, by which `machine.sweep` finds what a killed run left. New blocks are zeroed, as the
+    kernel does unless told otherwise: an old owner's bytes are shown to nobody."""
 
-    def __init__(self, stack, directory, size_mib):
+    def __init__(self, stack, directory, name, size_mib):
         devices = []
         for part, mib in {"metadata": METADATA_MIB, "data": size_mib}.items():
             file = directory / f"dm-thin.{part}"
             run("truncate", "-s", f"{mib}M", file)
             devices.append(attach(file))
             stack.callback(detach, devices[-1])
-        # The directory's name is this run's own: by it `machine.sweep` finds what a killed run left.
-        self.name = directory.name
+        self.name = name
         sectors = size_mib * MIB // SECTOR
         run("dmsetup", "create", self.name, "--table", f"0 {sectors} thin-pool {devices[0]} {devices[1]} {BLOCK_SECTORS} 0")
         stack.callback(run, "dmsetup", "remove", "--retry", self.name)
         self._ids = itertools.count(1)
 
+    def create(self, origin=None):
+        """The id of a new device, or of a snapshot of one that is not shown."""
+        number = next(self._ids)
+        self._message("create_thin", number) if origin is None else self._message("create_snap", number, origin)
+        return number
+
+    def delete(self, number):
+        """Deletes a device that is not shown."""
+        self._message("delete", number)
+
     @contextlib.contextmanager
     def device(self, size_mib, origin=None, shown=True):
         """(path or None, id) of a new device, or of a snapshot of one that is not shown; deleted afterwards."""
-        number = next(self._ids)
-        self._message("create_thin", number) if origin is None else self._message("create_snap", number, origin)
+        number = self.create(origin)
         try:
             if shown:
                 with self.shown(number, size_mib) as path:
@@ -51,7 +60,7 @@ class Pool:
             else:
                 yield None, number
         finally:
-            self._message("delete", number)
+            self.delete(number)
 
     @contextlib.contextmanager
     def shown(self, number, size_mib):

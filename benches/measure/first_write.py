@@ -36,9 +36,9 @@ def space_mib(sizes_mib, budget_mib, **_):
     return rivals.space_mib(rivals.ALL, max(sizes_mib), budget_mib)
 
 
-def measure(session, sizes_mib, repeats, budget_mib):
+def measure(session, sizes_mib, repeats, budget_mib, kinds=rivals.ALL):
     """Each size in turn; the rivals take turns within each repeat."""
-    kinds = rivals.here(session, rivals.ALL)
+    kinds = rivals.here(session, kinds)
     for size in sizes_mib:
         for number, group in enumerate(rivals.groups(kinds, size, budget_mib)):
             steps = {f"{size} MiB, {kind.name}, {number}.{n}": (kind, size, n) for n in range(repeats) for kind in group}

@@ -33,9 +33,9 @@ def space_mib(size_mib, budget_mib, **_):
     return rivals.space_mib(rivals.ALL, size_mib, budget_mib)
 
 
-def measure(session, size_mib, count, repeats, budget_mib):
+def measure(session, size_mib, count, repeats, budget_mib, kinds=rivals.ALL):
     """The rivals take turns within each repeat."""
-    kinds = rivals.here(session, rivals.ALL)
+    kinds = rivals.here(session, kinds)
     for number, group in enumerate(rivals.groups(kinds, size_mib, budget_mib)):
         steps = {f"{kind.name}, {number}.{n}": (kind, size_mib, count, n) for n in range(repeats) for kind in group}
         if session.all_done(steps):

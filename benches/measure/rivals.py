@@ -13,6 +13,7 @@ import shutil
 import struct
 import subprocess
 
+from .dm_thin import DM_THIN, Pool, missing_dm_thin
 from .machine import (
     BTRFS_IOC_SNAP_CREATE, FICLONE, MIB, Disk, attach, detach, missing, mount, mount_now, run, unmount, wait_until)
 from .thinsnap import Service
@@ -326,6 +327,47 @@ class Qcow2(ImageFile):
         self.exports.pop(key).close()
 
 
+class DmThin(Rival):
+    """What containerd's devmapper snapshotter stands on: the kernel's thin pool, its files beside those that thinsnap's has."""
+
+    name = DM_THIN
+
+    def __init__(self, stack, session, directory, content_mib):
+        super().__init__(stack, session, directory, content_mib)
+        self.size_mib = _filesystem_mib(content_mib)
+        pool = f"{pathlib.Path(directory).name}-containers"
+        self.pool = Pool(stack, self.top, pool, 2 * content_mib + 20 * 1024)
+        self.shown = {}
+
+    @classmethod
+    def missing(cls):
+        return super().missing() or missing_dm_thin()
+
+    def prepare(self, key, parent=None):
+        # By key, the id of the device.
+        self.parents[key] = number = self.pool.create(self.parents.get(parent))
+        if not parent:
+            with self.pool.shown(number, self.size_mib) as device:
+                run("mkfs.ext4", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1", device)
+
+    def mount(self, key):
+        with contextlib.ExitStack() as shown:
+            device = shown.enter_context(self.pool.shown(self.parents[key], self.size_mib))
+            mount_now(device, self.root(key), "ext4", ["noatime"])
+            self.shown[key] = shown.pop_all()
+        return self.root(key)
+
+    def unmount(self, key):
+        unmount(self.root(key))
+        self.shown.pop(key).close()
+
+    def commit(self, key, name):
+        self.parents[name] = self.parents.pop(key)
+
+    def remove(self, key):
+        self.pool.delete(self.parents.pop(key))
+
+
 class PlainLoop(ImageFile):
     """The limit: an image file that nobody shares; every container is the image itself."""
 
@@ -387,7 +429,9 @@ def export_qcow2(stack, image, mountpoint, size_mib, direct=False):
 
 
 # thinsnap first: the others take turns with it.
-ALL = [Thinsnap, Overlay, OverlayXfs, Btrfs, BlockfileReflink, Blockfile, Copy, Qcow2, PlainLoop]
+ALL = [Thinsnap, Overlay, OverlayXfs, Btrfs, BlockfileReflink, Blockfile, Copy, Qcow2, DmThin, PlainLoop]
+# Those that a virtual machine is for, and what they stand between.
+IN_MACHINE = [Thinsnap, Overlay, DmThin, PlainLoop]
 SHARING = [Thinsnap, Overlay, OverlayXfs, Btrfs]
 
 

@@ -1,18 +1,11 @@
 """fio on a thin device of the kernel's dm-thin and on one of the embedded engine, in a virtual machine, by turns."""
 
 import dataclasses
-import json
-import pathlib
-import sys
 
 from . import device_io
 from .dm_thin import DM_THIN
-from .machine import run
+from .in_machine import measure_in_machine
 from .rivals import PLAIN
-from .session import Sample
-from .versus import KERNEL, TOP, why_no_machine
-
-GUEST = pathlib.Path(__file__).with_name("versus_device_guest.py")
 
 SECTION = "versus-device"
 TITLE = "Beside dm-thin (in a virtual machine)"
@@ -33,7 +26,6 @@ SIZES = {
     "quick": {"size_mib": 64, "seconds": 1, "ramp": 0.2, "repeats": 2},
     "tiny": {"size_mib": 16, "seconds": 0.1, "ramp": 0, "repeats": 1},
 }
-DISK_MIB = 24 << 10
 
 
 def space_mib(size_mib, **_):
@@ -43,18 +35,4 @@ def space_mib(size_mib, **_):
 
 def measure(session, **options):
     """One boot of the machine, in which the stacks take turns."""
-    if why := why_no_machine(fio="fio"):
-        session.not_run(DM_THIN, why)
-        return
-    session.step("all", lambda: [Sample(**sample) for sample in _samples(session, options)], DM_THIN)
-
-
-def _samples(session, options):
-    """What the guest wrote."""
-    with session.scratch() as shared:
-        disk = shared / "disk"
-        run("truncate", "-s", f"{DISK_MIB}M", disk)
-        (shared / "order.json").write_text(json.dumps({"thinsnap": str(session.thinsnap.resolve()), "options": options}))
-        run(sys.executable, TOP / "tests" / "vm" / "run.py", "--kernel", KERNEL, "--timeout", "1800", "--share", shared,
-            "--disk", f"work={disk}", "--", sys.executable, GUEST, shared)
-        return json.loads((shared / "samples.json").read_text())
+    measure_in_machine(session, {device_io: options}, fio="fio")

@@ -32,7 +32,8 @@ SIZES = {
     "tiny": {"log_mib": 8, "appends": 3, "rows": 1000, "transactions": 3, "files": 100, "model_mib": 16,
              "tensor_mib": 1, "repeats": 1, "budget_mib": 16 << 10},
 }
-KINDS = [rivals.Thinsnap, rivals.Overlay, rivals.OverlayXfs, rivals.Btrfs, rivals.BlockfileReflink, rivals.Qcow2]
+KINDS = [rivals.Thinsnap, rivals.Overlay, rivals.OverlayXfs, rivals.Btrfs, rivals.BlockfileReflink, rivals.Qcow2,
+         rivals.DmThin]
 TENSORS = 8
 
 
@@ -46,9 +47,9 @@ def space_mib(budget_mib, **size):
     return rivals.space_mib(KINDS, _content_mib(**size), budget_mib) + size["rows"] // 8000 + size["files"] // 64
 
 
-def measure(session, repeats, budget_mib, **size):
+def measure(session, repeats, budget_mib, kinds=KINDS, **size):
     """The rivals take turns within each repeat of each piece of work."""
-    kinds = rivals.here(session, KINDS)
+    kinds = rivals.here(session, kinds)
     works = {
         LOG: lambda root: _append(root / "log", size["appends"]),
         SQLITE: lambda root: _transactions(root / "database", size["rows"], size["transactions"]),

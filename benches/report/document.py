@@ -74,7 +74,7 @@ def _section(section):
     record = section.record
     how = {"full": "thinsnap bench", "quick": "thinsnap bench --quick", "tiny": "thinsnap bench, at sizes that mean nothing"}
     noise = "; few repeats and small sizes: expect noise" if record["size"] == "quick" else ""
-    options = ", ".join(f"{name} {value}" for name, value in record["options"].items())
+    options = _in_words(record["options"])
     blocks = [
         ("h2", section.title), ("p", section.about),
         ("p", f"`{how[record['size']]}`, section `{section.name}`, {record['when']}; {options}{noise}.")]
@@ -87,6 +87,12 @@ def _section(section):
         blocks.append(("table", ["not run", "why"], [
             [f"{entry['stack']}{entry['row'] and ', ' + entry['row']}", f"not run: {entry['why']}"] for entry in record["not_run"]]))
     return blocks
+
+
+def _in_words(options):
+    """A section's sizes; those of its parts in brackets."""
+    return ", ".join(
+        f"{name} ({_in_words(value)})" if isinstance(value, dict) else f"{name} {value}" for name, value in options.items())
 
 
 def _table(section, table):
