@@ -345,7 +345,7 @@ class DmThin(Rival):
 
     def prepare(self, key, parent=None):
         # By key, the id of the device.
-        self.parents[key] = number = self.pool.create(self.parents.get(parent))
+        self.parents[key] = number = self.pool.create(self.parents[parent] if parent else None)
         if not parent:
             with self.pool.shown(number, self.size_mib) as device:
                 run("mkfs.ext4", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1", device)

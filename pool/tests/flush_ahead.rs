@@ -19,9 +19,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
 use nix::fcntl::{FallocateFlags, fallocate};
-use thinsnap_pool::Access;
+use thinsnap_pool::{Access, NoSpace};
 
 use export_stage::Stage;
 use file_volume::{Behaviour, FileVolume};
@@ -159,6 +160,32 @@ fn root_no_flush_is_begun_ahead_while_a_write_is_under_way() {
         assert!(!user.is_durable(), "it would stand for the other write too, which comes after it");
         drop(gate);
         other.join().unwrap();
+    });
+    user.file.sync_data().unwrap();
+    assert!(user.is_durable());
+    user.finish();
+}
+
+#[test]
+fn root_no_flush_is_begun_ahead_while_a_write_waits_for_room() {
+    if skipped_without_export() {
+        return;
+    }
+    let user = User::with_threads(1);
+    let exporter = &user.stage.exporter;
+    exporter.set_no_space(NoSpace { wait: Duration::from_secs(60), ..NoSpace::default() });
+    user.volume.full.store(true, SeqCst);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| user.write(2000));
+        eventually("the other write waits", || exporter.waiting().0 == 1);
+        user.volume.full.store(false, SeqCst);
+        user.keep_rhythm(&[1]);
+        user.write(0);
+        user.read();
+        let durable = user.is_durable();
+        exporter.room_changed();
+        other.join().unwrap();
+        assert!(!durable, "it would stand for the other write too, which comes after it");
     });
     user.file.sync_data().unwrap();
     assert!(user.is_durable());

@@ -137,8 +137,9 @@ pub trait Volume: BlockDevice {
         false
     }
 
-    /// Flushes, if that is likely to be over before a thread that sleeps could have been woken for it. `None`: nothing was
-    /// done, use `flush`.
+    /// Flushes, if that is likely to be over before a thread that sleeps could have been woken for it. It covers all changes
+    /// that were answered before, those of `write_early` too, and after an error no flush succeeds. `None`: nothing was done,
+    /// use `flush`.
     fn flush_at_hand(&self) -> Option<Result<()>> {
         None
     }

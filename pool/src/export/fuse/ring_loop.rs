@@ -274,11 +274,11 @@ impl RingLoop {
         let Some(device) = self.foresight.as_mut().and_then(Foresight::expects_flush) else { return };
         let quiet = self.in_flight == self.answering && self.lent == 0 && self.nodes.lot.is_empty()
             || Mutation::CoverUnderWay.is_on();
-        // Whether or not there is a flush: what is pushed now are answers.
+        // First the answer: its caller goes on meanwhile.
         if self.ending || !quiet || self.ring.submit().is_err() {
             return;
         }
-        // Until this loop reads the last release of its file, nobody takes the volume away.
+        // The write's loop device has the file open: nobody takes the volume away before this loop has read its release.
         if let (Some(foresight), Some(node)) = (&mut self.foresight, self.nodes.find_device(device)) {
             foresight.flush_ahead(&node);
         }
@@ -287,7 +287,7 @@ impl RingLoop {
     /// Flushes on this thread if nobody else waits for it: to wake another one would take as long as the flush.
     fn flush(&mut self, slot: usize, node: Arc<Node>) {
         self.poll.rest();
-        if self.foresight.as_mut().is_some_and(|foresight| foresight.is_covered(node.id)) {
+        if self.foresight.as_mut().is_some_and(|foresight| foresight.take_flush(node.id)) {
             drop(node);
             return self.answer_now(slot, 0, &[]);
         }

@@ -174,6 +174,8 @@ impl QueueLoop {
     /// Asks for a device's requests, all tags in one call: a kill is before it or after it. Of a queue of which only a
     /// part was asked for when its process died the driver could not tell that the process is dead.
     fn serve(&mut self, channel: Arc<Channel>, node: Arc<Node>) {
+        // Nothing that was flushed of another device with its number says anything about this one.
+        self.foresight.note_change();
         let turns = (0..DEPTH).map(|_| None).collect();
         let served = Served { channel: Arc::clone(&channel), node, turns, left: DEPTH };
         let place = self.devices.iter().position(Option::is_none).unwrap_or(self.devices.len());
@@ -285,10 +287,12 @@ impl QueueLoop {
 
     /// Flushes on this thread if nobody else waits for it: to wake another one would take as long as the flush.
     fn flush(&mut self, slot: usize, node: Arc<Node>) {
-        if self.foresight.is_covered(node.id) {
+        if self.foresight.take_flush(node.id) {
             drop(node);
             return self.finish(slot, 0);
         }
+        // Nobody waits for an answer that is only to be handed over either.
+        self.submit();
         let nobody_waits = self.in_flight + self.lent == 0 && self.waiting.is_empty();
         match nobody_waits.then(|| node.flush_at_hand()).flatten() {
             Some(errno) => {

@@ -30,7 +30,7 @@ pub(in crate::export) struct Foresight {
 }
 
 impl Foresight {
-    /// A request has come that changes a device.
+    /// A request has come that changes a device, or a device has come.
     pub(in crate::export) fn note_change(&mut self) {
         self.since = self.since.saturating_add(1);
         if !Mutation::KeepCover.is_on() {
@@ -51,15 +51,16 @@ impl Foresight {
 
     /// Flushes ahead of the request. The caller vouches that no change of the device is under way.
     pub(in crate::export) fn flush_ahead(&mut self, node: &Node) {
-        // What fails is told to those who ask for it: no flush succeeds after it.
+        // A failure is told to who asks for the flush: none succeeds after it.
         if node.flush_at_hand() == Some(0) {
             self.covered = Some(node.id);
         }
     }
 
-    /// A flush is asked for. True: there is nothing left to do.
-    pub(in crate::export) fn is_covered(&mut self, device: DeviceId) -> bool {
-        let expected = self.since == self.before[1];
+    /// Takes note of a flush that is asked for. True: there is nothing left to do.
+    pub(in crate::export) fn take_flush(&mut self, device: DeviceId) -> bool {
+        // Of devices that are written by turns the other one was covered, for nothing.
+        let expected = self.since == self.before[1] && self.covered.is_none_or(|covered| covered == device);
         self.hits = if expected { self.hits.saturating_add(1) } else { 0 };
         self.before = [self.since, self.before[0]];
         self.since = 0;
@@ -96,7 +97,7 @@ mod tests {
             let (last, others) = expected.split_last().unwrap();
             right += u32::from(*last);
             wrong += u32::try_from(others.iter().filter(|expected| **expected).count()).unwrap();
-            assert!(!foresight.is_covered(device(1)), "nobody flushed");
+            assert!(!foresight.take_flush(device(1)), "nobody flushed");
         }
         (right, wrong)
     }
@@ -134,12 +135,21 @@ mod tests {
 
     #[test]
     fn a_change_ends_what_a_flush_has_covered() {
-        let mut foresight = Foresight { covered: Some(device(1)), ..Foresight::default() };
-        assert!(!foresight.is_covered(device(2)), "another device's");
-        assert!(foresight.is_covered(device(1)));
-        assert!(foresight.is_covered(device(1)), "a second one without a change between");
+        let covered = || Foresight { covered: Some(device(1)), ..Foresight::default() };
+        assert!(!covered().take_flush(device(2)), "another device's");
+        let mut foresight = covered();
+        assert!(foresight.take_flush(device(1)));
+        assert!(foresight.take_flush(device(1)), "a second one without a change between");
         foresight.note_change();
-        assert!(!foresight.is_covered(device(1)));
+        assert!(!foresight.take_flush(device(1)));
+    }
+
+    #[test]
+    fn a_flush_of_another_device_than_was_covered_ends_the_rhythm() {
+        let mut foresight =
+            Foresight { covered: Some(device(1)), hits: HITS, before: [1, 1], since: 1, ..Foresight::default() };
+        assert!(!foresight.take_flush(device(2)));
+        assert_eq!(foresight.hits, 0);
     }
 
     #[test]
@@ -147,7 +157,7 @@ mod tests {
         let mut foresight = Foresight::default();
         for _ in 0..20 {
             write(&mut foresight, 1);
-            foresight.is_covered(device(1));
+            foresight.take_flush(device(1));
         }
         foresight.note_change();
         assert_eq!(foresight.expects_flush(), None, "it is not answered yet");
