@@ -168,6 +168,26 @@ fn root_an_interrupted_run_leaves_nothing_and_goes_on_to_its_report() {
     assert!(mean.ends_with(" 1.00"), "figures beside themselves: {table}");
 }
 
+/// All but those that boot a machine; of rivals, those that are here.
+#[test]
+fn root_every_section_measures_what_it_says() {
+    if !is_able("every_section…", &["python3", "fio", "mkfs.ext4"]) {
+        return;
+    }
+    let place = Place::new();
+    let mut command = bench(place.path(), &["--tiny", "--json"]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", told(&command, &output));
+    for section in ["first-write", "overwrites", "device-io", "workloads", "snapshots", "images", "footprint"] {
+        let record = json(&fs::read(place.path().join(format!("out/raw/{section}.json"))).unwrap());
+        let cells = record["results"].as_array().unwrap();
+        assert!(cells.iter().any(|cell| cell["stack"] == "thinsnap"), "{section} has not measured thinsnap");
+        let failed = |entry: &&Value| entry["why"].as_str().unwrap().starts_with("it failed");
+        assert_eq!(record["not_run"].as_array().unwrap().iter().find(failed), None, "{section}");
+    }
+    assert_eq!(left_of(place.path()), Vec::<String>::new());
+}
+
 /// The section's figures, and what fio said in its own words.
 fn figures_are_whole(raw: &Path) {
     let record = json(&fs::read(raw.join("snapshots.json")).unwrap());

@@ -101,7 +101,8 @@ def _processor(session, size_mib, repeats):
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(session.scratch())
         service = Service(stack, session.thinsnap, directory, "100G", session.engine)
-        devices = {kind.name: stack.enter_context(kind(directory, service).device("device", size_mib)) for kind in able}
+        ground = device_io.Ground(stack, session, directory, size_mib, repeats, service)
+        devices = {kind.name: stack.enter_context(kind(ground).device("device", size_mib)) for kind in able}
         for device in devices.values():
             device_io.write_all(device, size_mib)
         for step, (job, name) in steps.items():
