@@ -41,9 +41,10 @@ struct Block([u8; BLOCK]);
 
 /// A device whose volume flushes at hand, and its user.
 struct User {
-    stage: Stage,
-    volume: Arc<FileVolume>,
+    // Closed first: a device in use would outlive the stage of a test that fails.
     file: File,
+    volume: Arc<FileVolume>,
+    stage: Stage,
 }
 
 impl User {
