@@ -152,18 +152,8 @@ fn root_no_flush_is_begun_ahead_while_a_write_is_under_way() {
     let user = User::with_threads(1);
     let gate = user.volume.gate.lock().unwrap();
     user.volume.hold.store(true, SeqCst);
-    std::thread::scope(|scope| {
-        let other = scope.spawn(|| user.write(2000));
-        eventually("the other write is under way", || !user.volume.hold.load(SeqCst));
-        user.keep_rhythm(&[1]);
-        user.write(0);
-        user.read();
-        assert!(!user.is_durable(), "it would stand for the other write too, which comes after it");
-        drop(gate);
-        other.join().unwrap();
-    });
-    user.file.sync_data().unwrap();
-    assert!(user.is_durable());
+    let under_way = || eventually("the other write is under way", || !user.volume.hold.load(SeqCst));
+    nothing_is_flushed_ahead_of_another_write(&user, under_way, || drop(gate));
     user.finish();
 }
 
@@ -176,21 +166,29 @@ fn root_no_flush_is_begun_ahead_while_a_write_waits_for_room() {
     let exporter = &user.stage.exporter;
     exporter.set_no_space(NoSpace { wait: Duration::from_secs(60), ..NoSpace::default() });
     user.volume.full.store(true, SeqCst);
-    std::thread::scope(|scope| {
-        let other = scope.spawn(|| user.write(2000));
+    let under_way = || {
         eventually("the other write waits", || exporter.waiting().0 == 1);
         user.volume.full.store(false, SeqCst);
+    };
+    nothing_is_flushed_ahead_of_another_write(&user, under_way, || exporter.room_changed());
+    user.finish();
+}
+
+/// A flush ahead would stand for the other write too, which comes after it.
+fn nothing_is_flushed_ahead_of_another_write(user: &User, under_way: impl FnOnce(), go_on: impl FnOnce()) {
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| user.write(2000));
+        under_way();
         user.keep_rhythm(&[1]);
         user.write(0);
         user.read();
         let durable = user.is_durable();
-        exporter.room_changed();
+        go_on();
         other.join().unwrap();
-        assert!(!durable, "it would stand for the other write too, which comes after it");
+        assert!(!durable, "flushed while a write was under way");
     });
     user.file.sync_data().unwrap();
     assert!(user.is_durable());
-    user.finish();
 }
 
 #[test]

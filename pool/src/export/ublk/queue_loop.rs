@@ -291,9 +291,11 @@ impl QueueLoop {
             drop(node);
             return self.finish(slot, 0);
         }
-        // Nobody waits for an answer that is only to be handed over either.
-        self.submit();
         let nobody_waits = self.in_flight + self.lent == 0 && self.waiting.is_empty();
+        if nobody_waits {
+            // Not for an answer either that is only to be handed over.
+            self.submit();
+        }
         match nobody_waits.then(|| node.flush_at_hand()).flatten() {
             Some(errno) => {
                 drop(node);
