@@ -232,12 +232,30 @@ class Copy(Rival):
     mount = Btrfs.mount
 
 
-class ImageFile(Rival):
-    """What snapshotters with one image file for each snapshot have in common."""
+class OnDevices(Rival):
+    """What has a block device for each snapshot, with ext4 on it, while it is mounted."""
 
     def __init__(self, stack, session, directory, content_mib):
         super().__init__(stack, session, directory, content_mib)
-        self.loops = {}
+        self.shown = {}
+
+    def device(self, key):
+        """A snapshot's device; a context manager."""
+        raise NotImplementedError
+
+    def mount(self, key):
+        with contextlib.ExitStack() as shown:
+            mount_now(shown.enter_context(self.device(key)), self.root(key), "ext4", ["noatime"])
+            self.shown[key] = shown.pop_all()
+        return self.root(key)
+
+    def unmount(self, key):
+        unmount(self.root(key))
+        self.shown.pop(key).close()
+
+
+class ImageFile(OnDevices):
+    """What snapshotters with one image file for each snapshot have in common."""
 
     def image_mib(self):
         """Size of the file system in an image file: the content and room for containers' changes."""
@@ -249,19 +267,13 @@ class ImageFile(Rival):
             image.truncate(self.image_mib() * MIB)
         run("mkfs.ext4", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1", file)
 
-    def mount(self, key):
+    @contextlib.contextmanager
+    def device(self, key):
         device = attach(self.place(key))
         try:
-            mount_now(device, self.root(key), "ext4", ["noatime"])
-        except OSError:
+            yield device
+        finally:
             detach(device)
-            raise
-        self.loops[key] = device
-        return self.root(key)
-
-    def unmount(self, key):
-        unmount(self.root(key))
-        detach(self.loops.pop(key))
 
     def remove(self, key):
         del self.parents[key]
@@ -304,10 +316,6 @@ class Qcow2(ImageFile):
     name = QCOW2
     programs = ("qemu-img", "qemu-storage-daemon")
 
-    def __init__(self, stack, session, directory, content_mib):
-        super().__init__(stack, session, directory, content_mib)
-        self.exports = {}
-
     def prepare(self, key, parent=None):
         if parent:
             make_qcow2(self.place(key), self.image_mib(), self.place(parent))
@@ -315,19 +323,13 @@ class Qcow2(ImageFile):
             format_qcow2(self.place(key), self.image_mib())
         self.parents[key] = parent
 
-    def mount(self, key):
+    @contextlib.contextmanager
+    def device(self, key):
         with contextlib.ExitStack() as export:
-            device = export_qcow2(export, self.place(key), self.at / f"{key}.export", self.image_mib())
-            mount_now(device, self.root(key), "ext4", ["noatime"])
-            self.exports[key] = export.pop_all()
-        return self.root(key)
-
-    def unmount(self, key):
-        unmount(self.root(key))
-        self.exports.pop(key).close()
+            yield export_qcow2(export, self.place(key), self.at / f"{key}.export", self.image_mib())
 
 
-class DmThin(Rival):
+class DmThin(OnDevices):
     """What containerd's devmapper snapshotter stands on: the kernel's thin pool, its files beside those that thinsnap's has."""
 
     name = DM_THIN
@@ -337,7 +339,6 @@ class DmThin(Rival):
         self.size_mib = _filesystem_mib(content_mib)
         pool = f"{pathlib.Path(directory).name}-containers"
         self.pool = Pool(stack, self.top, pool, 2 * content_mib + 20 * 1024)
-        self.shown = {}
 
     @classmethod
     def missing(cls):
@@ -350,16 +351,8 @@ class DmThin(Rival):
             with self.pool.shown(number, self.size_mib) as device:
                 run("mkfs.ext4", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1", device)
 
-    def mount(self, key):
-        with contextlib.ExitStack() as shown:
-            device = shown.enter_context(self.pool.shown(self.parents[key], self.size_mib))
-            mount_now(device, self.root(key), "ext4", ["noatime"])
-            self.shown[key] = shown.pop_all()
-        return self.root(key)
-
-    def unmount(self, key):
-        unmount(self.root(key))
-        self.shown.pop(key).close()
+    def device(self, key):
+        return self.pool.shown(self.parents[key], self.size_mib)
 
     def commit(self, key, name):
         self.parents[name] = self.parents.pop(key)
