@@ -174,6 +174,28 @@ fn root_the_laws_hold_over_the_embedded_engine() {
     }
 }
 
+/// It took two tries, of which the second came up to ten seconds after the first.
+#[test]
+fn root_a_removed_device_is_given_back_by_the_first_cleanup_after_its_last_user_has_gone() {
+    let Some(_alone) = can_run("a removed device in use") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let paths = create_pool(dir.path());
+    let exporter = Arc::new(FuseExporter::start(ExportOptions::new(dir.path().join("export"))).unwrap());
+    let pool = open_embedded(&paths, exporter, &EmbeddedOptions::default()).unwrap();
+    let snapshotter = snapshotter(pool.clone(), dir.path());
+    let client = DirectClient::new(snapshotter.clone(), "ext4");
+    let user = File::open(&client.prepare("a", "", &[]).unwrap()[0].source).unwrap();
+    client.remove("a").unwrap();
+    client.cleanup().unwrap();
+    assert_eq!(snapshotter.limbo_len().unwrap(), 1, "somebody has it open");
+    drop(user);
+    client.cleanup().unwrap();
+    assert_eq!(snapshotter.limbo_len().unwrap(), 0);
+    assert_eq!(pool.devices().unwrap().len(), 1, "only the base device");
+    drop((client, snapshotter));
+    pool.close().unwrap();
+}
+
 #[test]
 #[ignore = "make test-kernel runs it: it needs a kernel with dm-thin"]
 fn root_the_laws_hold_over_the_kernel_engine() {

@@ -178,7 +178,7 @@ fn root_an_import_that_is_killed_is_done_when_it_is_asked_for_again() {
         assert_eq!(service.status("/snapshots_active"), 0, "{story}");
         assert_sound(&service, &story);
         service.thinsnap("image rm it");
-        support::process::wait_until("the devices to be given back", PATIENCE, || service.status("/limbo") == 0);
+        service.wait_for_limbo(PATIENCE);
         // The base device of the profile, and nothing else.
         assert_eq!(service.status("/devices"), 1, "{story}");
     }

@@ -35,12 +35,20 @@ enum Task {
     Stamp,
 }
 
+/// What came of a task until now.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tries {
+    count: u32,
+    /// The log says that it failed, or that it waits for somebody.
+    told: bool,
+}
+
 #[derive(Default)]
 struct Queue {
     ready: VecDeque<Task>,
     running: HashSet<Task>,
-    /// When to try again, how often it was tried, what.
-    parked: Vec<(Instant, u32, Task)>,
+    /// When to try again, what came of it, what.
+    parked: Vec<(Instant, Tries, Task)>,
     stop: bool,
 }
 
@@ -61,7 +69,7 @@ impl Queue {
     }
 
     /// Moves what can be worked on into the batch, one task for a device.
-    fn take_ready(&mut self, batch: &mut Vec<(Task, u32)>) {
+    fn take_ready(&mut self, batch: &mut Vec<(Task, Tries)>) {
         let mut later = VecDeque::new();
         while batch.len() < BATCH_MAX {
             let Some(task) = self.ready.pop_front() else { break };
@@ -71,7 +79,7 @@ impl Queue {
             if self.is_busy(task) || batch.iter().any(|(other, _)| other.device() == task.device()) {
                 later.push_back(task);
             } else {
-                batch.push((task, 0));
+                batch.push((task, Tries::default()));
             }
         }
         while let Some(task) = later.pop_back() {
@@ -201,9 +209,9 @@ impl Reclaimer {
         }
     }
 
-    /// The next tasks, each with the number of times it was tried. `None`: the queue was stopped, or, if
+    /// The next tasks, each with what came of it before. `None`: the queue was stopped, or, if
     /// not to `wait`, is empty.
-    fn next_batch(&self, wait: bool) -> Option<Vec<(Task, u32)>> {
+    fn next_batch(&self, wait: bool) -> Option<Vec<(Task, Tries)>> {
         let mut queue = self.lock();
         loop {
             if queue.stop {
@@ -213,8 +221,8 @@ impl Reclaimer {
             let mut batch = Vec::new();
             let due = |q: &Queue| q.parked.iter().position(|(when, _, task)| *when <= now && !q.is_busy(*task));
             if let Some(due) = due(&queue) {
-                let (_, tried, task) = queue.parked.swap_remove(due);
-                batch.push((task, tried));
+                let (_, tries, task) = queue.parked.swap_remove(due);
+                batch.push((task, tries));
             }
             queue.take_ready(&mut batch);
             if !batch.is_empty() {
@@ -236,10 +244,10 @@ impl Reclaimer {
         }
     }
 
-    fn run(&self, batch: &[(Task, u32)]) {
+    fn run(&self, batch: &[(Task, Tries)]) {
         let mut gone = Vec::new();
         let mut again = Vec::new();
-        for &(task, tried) in batch {
+        for &(task, mut tries) in batch {
             let done = match task {
                 Task::Delete(id) => self.try_delete(id, &mut gone),
                 Task::Release(id) => self.try_release(id),
@@ -247,12 +255,19 @@ impl Reclaimer {
             };
             match done {
                 Ok(true) => {}
-                Ok(false) => again.push((task, tried)),
+                Ok(false) => {
+                    if !tries.told && pause_after(tries.count) == RETRY_LAST {
+                        tries.told = true;
+                        self.tell_waiting(task);
+                    }
+                    again.push((task, tries));
+                }
                 Err(error) => {
-                    if tried == 0 {
+                    if !tries.told {
+                        tries.told = true;
                         tracing::warn!("reclaim: {error}; it is tried again");
                     }
-                    again.push((task, tried));
+                    again.push((task, tries));
                 }
             }
         }
@@ -264,19 +279,31 @@ impl Reclaimer {
             });
             if let Err(error) = forgotten {
                 tracing::warn!("forget deleted devices: {error}; it is tried again");
-                again.extend(gone.into_iter().map(|id| (Task::Delete(id), 0)));
+                again.extend(gone.into_iter().map(|id| (Task::Delete(id), Tries::default())));
             }
         }
         let mut queue = self.lock();
         for (task, _) in batch {
             queue.running.remove(task);
         }
-        for (task, tried) in again {
-            let pause = RETRY_FIRST.saturating_mul(1 << tried.min(16)).min(RETRY_LAST);
-            queue.parked.push((Instant::now() + pause, tried + 1, task));
+        for (task, tries) in again {
+            let when = Instant::now() + pause_after(tries.count);
+            queue.parked.push((when, Tries { count: tries.count + 1, ..tries }, task));
         }
         drop(queue);
         self.changed.notify_all();
+    }
+
+    /// Says once what keeps the space of a removed snapshot.
+    fn tell_waiting(&self, task: Task) {
+        let Task::Delete(id) = task else { return };
+        let path = self.pool.active_path(id).ok().flatten().unwrap_or_default();
+        tracing::info!(
+            device = %id,
+            path = %path.display(),
+            "a removed snapshot is still open, so its space is not given back: a mount of it in whichever namespace, or a \
+             program that has the device"
+        );
     }
 
     /// True: nothing is left to do, or the device is among the `gone`. False: it is in use.
@@ -296,14 +323,17 @@ impl Reclaimer {
             })?;
         }
         match self.pool.delete(id) {
-            Ok(()) => {
-                gone.push(id);
-                Ok(true)
+            // Somebody has it open, or had until now: it goes when its last user does.
+            Err(error) if error.kind() == PoolErrorKind::InUse => {
+                if !deactivate(&*self.pool, id)? {
+                    return Ok(false);
+                }
+                self.pool.delete(id)?;
             }
-            // It goes when its last user does.
-            Err(error) if error.kind() == PoolErrorKind::InUse => deactivate(&*self.pool, id).map(|_| false),
-            Err(error) => Err(error.into()),
+            other => other?,
         }
+        gone.push(id);
+        Ok(true)
     }
 
     fn try_release(&self, id: DeviceId) -> Result<bool> {
@@ -314,6 +344,11 @@ impl Reclaimer {
         }
         Ok(true)
     }
+}
+
+/// How long a task rests that was tried so often before.
+fn pause_after(tries: u32) -> Duration {
+    RETRY_FIRST.saturating_mul(1 << tries.min(16)).min(RETRY_LAST)
 }
 
 fn deactivate(pool: &dyn ThinPool, id: DeviceId) -> Result<bool> {

@@ -115,10 +115,7 @@ impl Story<'_> {
     /// Runs a script in a new container of the image, which goes away with it; its stdout.
     pub(crate) fn run(&self, tag: &str, container: &str, script: &str) -> String {
         let image = format!("{NAME}:{tag}");
-        // ctr drops what a container says that ends before ctr has opened its pipes.
-        let script = format!("{script}\nsleep 0.5");
-        let run = ["run", "--rm", "--snapshotter", self.plugin, &image, container, "/bin/sh", "-ec", &script];
-        self.containerd.ctr_args(&run)
+        self.containerd.script(&["run", "--rm", "--snapshotter", self.plugin, &image, container], script)
     }
 
     /// Starts a container that waits; it counts its starts in /starts.

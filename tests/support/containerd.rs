@@ -1,12 +1,16 @@
 //! A private containerd of any of Debian's releases, with its own root, state, sockets, shims and namespace.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use super::leftovers;
 use super::packages::fetched;
 use super::process::{ReadySocket, must, must_say, program, told};
+
+/// What a script says last.
+const HEARD: &str = "-- heard? --";
 
 /// The containerd releases that Debian ships, each a client generation of its own.
 #[derive(Debug, Clone, Copy)]
@@ -110,7 +114,30 @@ impl Containerd {
 
     /// Runs a shell script in a running container; its stdout.
     pub(crate) fn exec(&self, container: &str, id: &str, script: &str) -> String {
-        self.ctr_args(&["tasks", "exec", "--exec-id", id, container, "/bin/sh", "-ec", script])
+        self.script(&["tasks", "exec", "--exec-id", id, container], script)
+    }
+
+    /// Runs a shell script by a `ctr` command that starts a process; its stdout. The process lives until it was heard: ctr
+    /// drops what one says that ends before ctr has opened its pipes.
+    pub(crate) fn script(&self, args: &[&str], script: &str) -> String {
+        let script = format!("{script}\necho {HEARD}; read -r _");
+        let mut command = self.command(&[args, &["/bin/sh", "-ec", &script]].concat());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut ctr = command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+        let mut stdin = ctr.stdin.take().expect("it is piped");
+        let mut said = BufReader::new(ctr.stdout.take().expect("it is piped"));
+        let mut text = Vec::new();
+        while said.read_until(b'\n', &mut text).expect("its output can be read") > 0 {
+            if let Some(heard) = text.strip_suffix(format!("{HEARD}\n").as_bytes()) {
+                text.truncate(heard.len());
+                stdin.write_all(b"\n").expect("it reads a line");
+                break;
+            }
+        }
+        let mut output = ctr.wait_with_output().expect("our child can be waited for");
+        output.stdout = text;
+        assert!(output.status.success(), "{}\ncontainerd: {}", told(&command, &output), self.complaints());
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Collects garbage and waits for the end of it: the removal of a lease can be asked to wait for a pass.

@@ -47,6 +47,27 @@ pub(crate) fn left_of(dir: &Path) -> Vec<String> {
     left
 }
 
+/// Who keeps the loop devices on files below `dir`: mounts in the namespace of every process, and open files.
+pub(crate) fn holders_of(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for device in loops_of(dir) {
+        let device = device.display().to_string();
+        found.push(device.clone());
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            let of = format!("{} {}", process.file_name().display(), name.trim_end());
+            let table = fs::read_to_string(process.path().join("mountinfo")).unwrap_or_default();
+            let mounts = table.lines().filter(|line| line.split(' ').any(|word| word == device));
+            found.extend(mounts.map(|line| format!("  {of} sees {line}")));
+            let files = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+            let open =
+                files.filter_map(|file| fs::read_link(file.path()).ok()).filter(|file| *file == Path::new(&device));
+            found.extend(open.map(|_| format!("  {of} has it open")));
+        }
+    }
+    found
+}
+
 /// Takes everything away that belongs to `dir`, users first, whatever state it is in.
 pub(crate) fn clear(dir: &Path) {
     for point in mounts_of(dir).iter().filter(|point| !is_fuse(point)) {

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use thinsnap::config::run_dir_of;
 
-use super::leftovers::{clear, left_of};
+use super::leftovers::{clear, holders_of, left_of};
 use super::process::{ReadySocket, engine, must_say, processes_naming, program, tail, wait_until};
 use supervisor::Supervisor;
 
@@ -147,8 +147,8 @@ impl Service {
         self.stop();
         let left = || [left_of(self.dir.path()), left_of(&self.run_dir())].concat();
         // A loop device goes when udev, if there is one, has had its look at it.
-        let deadline = std::time::Instant::now() + Duration::from_secs(5);
-        while !left().is_empty() && std::time::Instant::now() < deadline {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !left().is_empty() && Instant::now() < deadline {
             std::thread::park_timeout(Duration::from_millis(50));
         }
         assert_eq!(left(), Vec::<String>::new(), "{}", tail(&self.log()));
@@ -187,6 +187,20 @@ impl Service {
     pub(crate) fn status(&self, field: &str) -> u64 {
         let status = self.thinsnap("pool status");
         status.pointer(field).and_then(Value::as_u64).unwrap_or_else(|| panic!("{field} is no number in {status:#}"))
+    }
+
+    /// Waits until the devices of removed snapshots are gone; panics with who keeps them.
+    pub(crate) fn wait_for_limbo(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        while self.status("/limbo") > 0 {
+            assert!(
+                Instant::now() < deadline,
+                "waited {limit:?} in vain for the removed devices to go: {:#}\n{}",
+                self.thinsnap("pool why-full"),
+                holders_of(&self.run_dir()).join("\n")
+            );
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
     }
 
     /// Loop devices of the pool.
