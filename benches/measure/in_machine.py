@@ -2,15 +2,27 @@
 
 import json
 import pathlib
+import shutil
 import sys
 
 from .dm_thin import DM_THIN
 from .machine import run
 from .session import Sample
-from .versus import KERNEL, TOP, why_no_machine
 
+TOP = pathlib.Path(__file__).resolve().parent.parent.parent
 GUEST = pathlib.Path(__file__).with_name("in_machine_guest.py")
+KERNEL = "6.12"
+# What any such machine needs of the host, with the Debian packages.
+MACHINE = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "dmsetup": "dmsetup"}
 DISK_MIB = 48 << 10
+
+
+def why_no_machine(**programs):
+    """Why there can be no virtual machine with these programs of the host; None if it can."""
+    if not (TOP / "tests" / "vm" / "run.py").exists():
+        return "the virtual machine is in the source tree: make bench-versus there"
+    missing = [package for program, package in {**MACHINE, **programs}.items() if shutil.which(program) is None]
+    return f"apt-get install {' '.join(missing)}" if missing else None
 
 
 def measure_in_machine(session, sections, **programs):

@@ -19,7 +19,7 @@ from measure.session import Session
 DISK = pathlib.Path("/dev/disk-by-name/work")
 WORK = pathlib.Path("/run/work")
 KINDS = {
-    device_io: [device_io.Plain, device_io.DmThin, device_io.Ours],
+    device_io: [device_io.Plain, device_io.DmThin, device_io.Ours, device_io.Ublk, device_io.Qcow2],
     first_write: rivals.IN_MACHINE, overwrites: rivals.IN_MACHINE, workloads: rivals.IN_MACHINE}
 
 

@@ -19,9 +19,9 @@ CONTAINER_MIB = 10 << 10
 class Service:
     """`thinsnap serve` on a pool in `directory`, with a caller; both end when the stack unwinds. Containers have file systems
     of thinsnap's own default size, or of `container_mib` if that is more. The pool's data stand in `data`, a file that is
-    there, or in a new sparse one."""
+    there, or in a new sparse one. `export`: how devices are shown, if not as thinsnap chooses."""
 
-    def __init__(self, stack, binary, directory, size="100G", engine="embedded", container_mib=0, data=None):
+    def __init__(self, stack, binary, directory, size="100G", engine="embedded", container_mib=0, data=None, export=None):
         self.binary = str(binary)
         self.root = pathlib.Path(directory) / "thinsnap"
         self.socket = self.root / "thinsnap.sock"
@@ -32,7 +32,7 @@ class Service:
         config.write_text(f'[default]\nsize = "{container_mib}M"\n' if container_mib > CONTAINER_MIB else "")
         self.process = subprocess.Popen(
             [self.binary, "serve", "--config", config, "--root", self.root, "--socket", self.socket, "--size", size,
-             "--engine", engine, *(["--data-device", data] if data else [])],
+             "--engine", engine, *(["--data-device", data] if data else []), *(["--export", export] if export else [])],
             stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
         stack.callback(self.process.wait)
         stack.callback(self.process.terminate)

@@ -9,10 +9,10 @@ import shutil
 import subprocess
 import sys
 
+from .in_machine import KERNEL, TOP, why_no_machine
 from .machine import run
 from .session import Sample, Table
 
-TOP = pathlib.Path(__file__).resolve().parent.parent.parent
 GUEST = pathlib.Path(__file__).with_name("versus_guest.py")
 
 SECTION = "versus"
@@ -40,25 +40,15 @@ SIZES = {
 THEIRS = "containerd's devmapper"
 # What the guest calls them, and the report.
 NAMES = {"devmapper": THEIRS, "thinsnap": "thinsnap", "overlayfs": "overlayfs (no device)"}
-KERNEL = "6.12"
 # A flush in the machine is one of the host's file.
 DISKS_MIB = {"state": 4096, "theirs-data": 20480, "theirs-metadata": 256, "ours-data": 20480, "ours-metadata": 256}
 LAYERS = 5
-MACHINE = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static", "dmsetup": "dmsetup"}
 IMAGE_TOOLS = {"umoci": "umoci", "skopeo": "skopeo"}
 
 
 def space_mib(**_):
     """Room for what the sparse disks come to hold."""
     return 6144
-
-
-def why_no_machine(**programs):
-    """Why there can be no virtual machine with these programs of the host; None if it can."""
-    if not (TOP / "tests" / "vm" / "run.py").exists():
-        return "the virtual machine is in the source tree: make bench-versus there"
-    missing = [package for program, package in {**MACHINE, **programs}.items() if shutil.which(program) is None]
-    return f"apt-get install {' '.join(missing)}" if missing else None
 
 
 def measure(session, lives, images):

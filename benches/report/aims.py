@@ -1,21 +1,24 @@
 """What was aimed at, and whether the figures reach it."""
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .figures import THINSNAP
+from .figures import THINSNAP, UBLK
 
 PLAIN, QCOW2 = "plain loop file", "qcow2"
 COPIES = f"{PLAIN}, 64 KiB read and written"
 UNPACK_RIVAL = "overlayfs on ext4"
 DEVMAPPER = "containerd's devmapper"
+# Where the jobs of device-io are measured over ublk too, on a kernel that has it.
+UBLK_SECTION = "versus-device"
 
 
 @dataclass(frozen=True)
 class Aim:
     """A line of the table. `found` takes the section and answers a number, or None if it was not measured; `limit` the same
-    number of a plain loop file, which has no pool to care for."""
+    number of a plain loop file, which has no pool to care for; `over_ublk` the same number from UBLK_SECTION."""
 
     words: str
     section: str
@@ -24,22 +27,28 @@ class Aim:
     found: Callable
     unit: str = "×"
     limit: Callable | None = None
+    over_ublk: Callable | None = None
 
 
-def _at_least(words, section, wanted, found, limit=None):
-    return Aim(words, section, f"≥ {wanted:g}×", lambda value: value >= wanted, found, limit=limit)
+def _at_least(words, section, wanted, found, **more):
+    return Aim(words, section, f"≥ {wanted:g}×", lambda value: value >= wanted, found, **more)
 
 
 def _at_most(words, section, wanted, unit, found):
     return Aim(words, section, f"≤ {wanted:g} {unit}".replace(" ×", "×"), lambda value: value <= wanted, found, unit)
 
 
-def _of(table, row, rival, ours=THINSNAP):
-    """thinsnap's median divided by the rival's."""
-    def found(section):
-        mine, theirs = section.median(table, row, ours), section.median(table, row, rival)
+def _on_device(words, wanted, measure, limit=None):
+    """An aim of the exported device: `measure` makes a `found` for a stack."""
+    return _at_least(words, "device-io", wanted, measure(THINSNAP), limit=limit and measure(limit), over_ublk=measure(UBLK))
+
+
+def _of(table, row, rival):
+    """A stack's median divided by the rival's."""
+    def measure(stack, section):
+        mine, theirs = section.median(table, row, stack), section.median(table, row, rival)
         return mine / theirs if mine and theirs else None
-    return found
+    return lambda stack: functools.partial(measure, stack)
 
 
 def _rate(table, start, rival):
@@ -48,11 +57,15 @@ def _rate(table, start, rival):
         (section.ahead(table, row, rival) for row in section.rows(table) if start in row), None)
 
 
-def _first_of_rewrite(stack, below=""):
-    def found(section):
+def _first_of_rewrite(below=""):
+    def measure(stack, section):
         first, again = (section.median("first", f"{row}{below}", stack) for row in ["first write", "rewrite"])
         return first / again if first and again else None
-    return found
+    return lambda stack: functools.partial(measure, stack)
+
+
+def _sharing_p99(depth):
+    return lambda section: section.median("sharing-p99", depth, THINSNAP)
 
 
 def _lowest(call):
@@ -80,22 +93,19 @@ def _volume(section):
 
 
 AIMS = [
-    *(_at_least(f"{job} of a plain loop file", "device-io", limit, _of("iops", job, PLAIN)) for job, limit in [
+    *(_on_device(f"{job} of a plain loop file", wanted, _of("iops", job, PLAIN)) for job, wanted in [
         ("randread-4k-qd32", 0.75), ("randwrite-4k-qd32", 0.75), ("randread-4k-qd1", 0.6), ("randwrite-4k-qd1", 0.6)]),
-    *(_at_least(f"{job} of qcow2's FUSE export", "device-io", 2, _of("iops", job, QCOW2), _of("iops", job, QCOW2, PLAIN))
+    *(_on_device(f"{job} of qcow2's FUSE export", 2, _of("iops", job, QCOW2), PLAIN)
       for job in ["randread-4k-qd32", "randwrite-4k-qd32"]),
-    *(_at_least(f"{job} of a plain loop file", "device-io", 0.9, _of("throughput", job, PLAIN))
+    *(_on_device(f"{job} of a plain loop file", 0.9, _of("throughput", job, PLAIN))
       for job in ["read-1m-qd4", "write-1m-qd4", "buffered-write-1m"]),
-    _at_least("randwrite-4k-fsync of a plain loop file", "device-io", 0.9, _of("iops", "randwrite-4k-fsync", PLAIN)),
-    _at_least("first sequential write of rewrite, new sparse file below", "device-io", 0.8, _first_of_rewrite(THINSNAP),
-              _first_of_rewrite(PLAIN)),
-    _at_least("first sequential write of rewrite, data file written before", "device-io", 0.8,
-              _first_of_rewrite(THINSNAP, ", data file written before")),
-    *(_at_least(f"breaking sharing, {depth}, of qcow2 with 64 KiB clusters", "device-io", 2, _of("sharing", depth, QCOW2),
-                _of("sharing", depth, QCOW2, COPIES))
+    _on_device("randwrite-4k-fsync of a plain loop file", 0.9, _of("iops", "randwrite-4k-fsync", PLAIN)),
+    _on_device("first sequential write of rewrite, new sparse file below", 0.8, _first_of_rewrite(), PLAIN),
+    _on_device("first sequential write of rewrite, data file written before", 0.8,
+               _first_of_rewrite(", data file written before")),
+    *(_on_device(f"breaking sharing, {depth}, of qcow2 with 64 KiB clusters", 2, _of("sharing", depth, QCOW2), COPIES)
       for depth in ["QD1", "QD32"]),
-    *(_at_most(f"breaking sharing, {depth}, p99", "device-io", 1000, "µs",
-               lambda section, depth=depth: section.median("sharing-p99", depth, THINSNAP)) for depth in ["QD1", "QD32"]),
+    *(_at_most(f"breaking sharing, {depth}, p99", "device-io", 1000, "µs", _sharing_p99(depth)) for depth in ["QD1", "QD32"]),
     _at_most("Prepare + mount, median", "snapshots", 2, "ms", _lowest("Prepare + mount")),
     _at_most("Commit, median", "snapshots", 3, "ms", _lowest("Commit")),
     _at_most("Remove, median", "snapshots", 1, "ms", _lowest("Remove")),

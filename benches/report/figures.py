@@ -4,6 +4,9 @@ import json
 import statistics
 
 THINSNAP = "thinsnap"
+# The same, its devices shown otherwise than it chooses on that kernel.
+UBLK = f"{THINSNAP}, ublk"
+OURS = (THINSNAP, UBLK)
 # Less than this apart is level.
 LEVEL = 1.05
 
@@ -53,7 +56,7 @@ class Section:
             for rival in stacks:
                 factors = {row: self.ahead(table, row, rival) for row in self.rows(table)}
                 factors = {row: factor for row, factor in factors.items() if factor is not None}
-                if rival != THINSNAP and factors:
+                if rival not in OURS and factors:
                     yield table, rival, factors
 
 
