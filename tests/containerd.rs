@@ -77,7 +77,7 @@ fn root_two_plugins_on_one_socket_have_a_size_and_a_file_system_each() {
     assert_eq!(listed, [true, false], "a plugin lists its own snapshots alone");
     stories[0].delete_everything();
     stories[1].delete_everything();
-    service.wait_for_limbo(Duration::from_secs(60));
+    service.wait_for_limbo(Duration::from_secs(30));
     assert_eq!(service.status("/devices"), 2, "a base device for each profile");
     drop(containerd);
     service.stop_and_leave_nothing();
@@ -98,7 +98,7 @@ fn a_whole_life(release: Release) {
     story.snapshots("prepare first");
     story.snapshots("rm first");
     containerd.collect_garbage();
-    service.wait_for_limbo(Duration::from_secs(60));
+    service.wait_for_limbo(Duration::from_secs(30));
     let empty = [service.status("/devices"), service.status("/data/used_bytes")];
 
     story.import("1");
@@ -126,7 +126,7 @@ fn a_whole_life(release: Release) {
     story.commit_of_a_running_container_is_its_state_then("2", "3");
 
     story.delete_everything();
-    service.wait_for_limbo(Duration::from_secs(60));
+    service.wait_for_limbo(Duration::from_secs(30));
     let left = [service.status("/devices"), service.status("/data/used_bytes")];
     assert_eq!(left, empty, "devices and bytes of a pool that is empty again");
     assert_eq!(service.loops(), Vec::<PathBuf>::new());

@@ -33,7 +33,7 @@ since; beside it stands how many blocks of 64 KiB the disk reads and writes in t
 many as can be copied. The stacks take turns within each repeat. qemu's export (7.2) mixes up the bytes of direct writes that come together, a
 defect of its own that is not counted; below a file system its loop device is not direct. Files are overwritten in the page cache,
 which has them whole by then: else writing would be measured together with getting the memory, which takes a second for a GiB where
-the host of a virtual machine takes freed pages back and microseconds where it does not."""
+the host of a virtual machine has taken freed pages back."""
 TABLES = {
     "iops": Table("Requests a second", "IOPS", higher=True, baselines=(PLAIN, QCOW2, DM_THIN)),
     "throughput": Table("Throughput", "MiB/s", higher=True, baselines=(PLAIN, QCOW2, DM_THIN)),

@@ -20,7 +20,7 @@ TABLES = {
     "start": Table("Starting containers", "ms"),
 }
 SIZES = {
-    # Small files take about a second, and as long again in one run as in another by a tenth.
+    # Small files take about a second, which differs by a tenth from run to run.
     "full": {"files": 20000, "large_mib": 2048, "containers": 100, "repeats": 3, "small_repeats": 9},
     "quick": {"files": 5000, "large_mib": 256, "containers": 50, "repeats": 1, "small_repeats": 3},
     "tiny": {"files": 200, "large_mib": 8, "containers": 3, "repeats": 1, "small_repeats": 1},

@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use thinsnap_pool::{DeviceId, ErrorKind as PoolErrorKind, Mutation, ThinPool};
+use thinsnap_pool::{DeviceId, ErrorKind as PoolErrorKind, Mutation, Result as PoolResult, ThinPool};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshotter::claims::Claims;
@@ -23,6 +23,8 @@ const BATCH_MAX: usize = 16;
 /// The first and the longest wait before a busy device is tried again.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(10);
+/// A device that was tried so often before, for 12.7 seconds, is told to be in use.
+const TELL_AFTER: u32 = 7;
 
 /// What there is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,8 +41,8 @@ enum Task {
 #[derive(Debug, Clone, Copy, Default)]
 struct Tries {
     count: u32,
-    /// The log says that it failed, or that it waits for somebody.
-    told: bool,
+    /// One has failed, and the log says so.
+    failed: bool,
 }
 
 #[derive(Default)]
@@ -256,15 +258,13 @@ impl Reclaimer {
             match done {
                 Ok(true) => {}
                 Ok(false) => {
-                    if !tries.told && pause_after(tries.count) == RETRY_LAST {
-                        tries.told = true;
+                    if tries.count == TELL_AFTER {
                         self.tell_waiting(task);
                     }
                     again.push((task, tries));
                 }
                 Err(error) => {
-                    if !tries.told {
-                        tries.told = true;
+                    if !std::mem::replace(&mut tries.failed, true) {
                         tracing::warn!("reclaim: {error}; it is tried again");
                     }
                     again.push((task, tries));
@@ -287,14 +287,14 @@ impl Reclaimer {
             queue.running.remove(task);
         }
         for (task, tries) in again {
-            let when = Instant::now() + pause_after(tries.count);
-            queue.parked.push((when, Tries { count: tries.count + 1, ..tries }, task));
+            let pause = RETRY_FIRST.saturating_mul(1 << tries.count.min(16)).min(RETRY_LAST);
+            queue.parked.push((Instant::now() + pause, Tries { count: tries.count + 1, ..tries }, task));
         }
         drop(queue);
         self.changed.notify_all();
     }
 
-    /// Says once what keeps the space of a removed snapshot.
+    /// Says what keeps the space of a removed snapshot.
     fn tell_waiting(&self, task: Task) {
         let Task::Delete(id) = task else { return };
         let path = self.pool.active_path(id).ok().flatten().unwrap_or_default();
@@ -322,16 +322,16 @@ impl Reclaimer {
                 Ok(())
             })?;
         }
-        match self.pool.delete(id) {
-            // Somebody has it open, or had until now: it goes when its last user does.
-            Err(error) if error.kind() == PoolErrorKind::InUse => {
-                if !deactivate(&*self.pool, id)? {
-                    return Ok(false);
-                }
-                self.pool.delete(id)?;
-            }
-            other => other?,
+        let in_use = |deleted: &PoolResult<()>| deleted.as_ref().is_err_and(|e| e.kind() == PoolErrorKind::InUse);
+        let mut deleted = self.pool.delete(id);
+        // Somebody has it open, or had until now: it goes when its last user does.
+        if in_use(&deleted) && deactivate(&*self.pool, id)? {
+            deleted = self.pool.delete(id);
         }
+        if in_use(&deleted) {
+            return Ok(false);
+        }
+        deleted?;
         gone.push(id);
         Ok(true)
     }
@@ -344,11 +344,6 @@ impl Reclaimer {
         }
         Ok(true)
     }
-}
-
-/// How long a task rests that was tried so often before.
-fn pause_after(tries: u32) -> Duration {
-    RETRY_FIRST.saturating_mul(1 << tries.min(16)).min(RETRY_LAST)
 }
 
 fn deactivate(pool: &dyn ThinPool, id: DeviceId) -> Result<bool> {
