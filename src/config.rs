@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use thinsnap_pool::{BlockSize, ByteCount, Engine, Export, METADATA_CACHE_DEFAULT};
 
 use crate::config::backup::{BACKUP_FIELDS, BackupTable};
+use crate::config::known::check_fields;
 use crate::config::limits::{IMPORT_FIELDS, Number};
 use crate::config::room::{AUTO_EXTEND_FIELDS, POOL_ROOM_FIELDS, RoomTable, WATERMARKS_FIELDS};
 pub use crate::config::room::{AutoExtend, RoomConfig, Share, Watermarks, part};
@@ -21,6 +22,7 @@ use crate::snapshot::{FsType, Space};
 
 mod backup;
 mod choice;
+mod known;
 
 pub use backup::BackupConfig;
 pub(crate) use choice::word_of;
@@ -486,34 +488,6 @@ fn refuse_unknown_fields(table: &toml::Table) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn check_fields(prefix: &str, table: &toml::Table, known: &[&str]) -> Result<()> {
-    let Some(unknown) = table.keys().find(|key| !known.contains(&key.as_str())) else { return Ok(()) };
-    let nearest = known.iter().min_by_key(|field| distance(field, unknown));
-    let error = Error::new(ErrorKind::InvalidArgument, format!("unknown field `{prefix}{unknown}`"));
-    Err(match nearest {
-        Some(field) if distance(field, unknown) <= 1 + field.len() / 2 => {
-            error.advise(format!("did you mean `{prefix}{field}`?"))
-        }
-        _ => error.advise(format!("known here: {}", known.join(", "))),
-    })
-}
-
-/// Edits (insert, delete, replace) that turn one word into the other.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().take(64).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut corner = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = corner + usize::from(from != *to);
-            corner = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(corner + 1);
-        }
-    }
-    row[b.len()]
 }
 
 mod room;

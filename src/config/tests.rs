@@ -4,7 +4,7 @@ use std::path::Path;
 
 use thinsnap_pool::ByteCount;
 
-use super::{Config, LogFormat, Overrides, distance, parse_size, run_dir_of};
+use super::{Config, LogFormat, Overrides, parse_size, run_dir_of};
 use crate::error::ErrorKind;
 use crate::snapshot::FsType;
 
@@ -130,9 +130,4 @@ fn two_names_of_one_root_share_a_run_directory() {
     std::os::unix::fs::symlink(dir.path(), &link).unwrap();
     assert_eq!(run_dir_of(dir.path()), run_dir_of(&link));
     assert!(run_dir_of(dir.path()).as_os_str().len() < 40);
-}
-
-#[test]
-fn the_distance_of_words_counts_edits() {
-    assert_eq!((distance("data", "daat"), distance("size", "size"), distance("fs", "")), (2, 0, 2));
 }
