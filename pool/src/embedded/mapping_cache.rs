@@ -1,19 +1,20 @@
 //! The mappings of all volumes in one slab of bounded size: read without a lock, and what nobody uses makes room.
 //!
 //! The slab consists of segments, made as they are needed and kept; each is cut into **records** of one size. A record
-//! holds one chunk of one volume: a header, its owner, and the chunk as runs or as one word a block. Chunks that are
-//! all hole or all one run need no record: their slot says it. When all segments are taken, one that nobody has read
-//! since the hand last passed it is emptied as a whole, so that no size of record can keep the room of another.
+//! holds one chunk of one volume: a head, which names owner and shape, and the chunk as runs or as one word a block.
+//! Chunks that are all hole or hold one run need no record: their slot says it (a run that is not all of the chunk, if its
+//! numbers are small). When all segments are taken, one that nobody has read since the hand last passed it is emptied as
+//! a whole, so that no size of record can keep the room of another.
 //!
 //! Nothing of this is the truth: a slot may be unknown at any time, and whoever finds it so asks the tree.
 //!
 //! Reading races with all changes, and is right because words are only ever read as words and then judged:
-//! - a change of a record clears its header, then writes, then gives it a header that no record ever had;
-//! - a record that moves or goes is taken from its slot before its words serve another;
-//! - a reader believes what it read only if header and slot are the same afterwards.
+//! - a chunk that changes gets another record, and its slot a stamp with it, before the words of the old one serve another;
+//! - a reader believes what it read only if the slot is the same afterwards.
 //!
 //! So what it believes was the chunk at one moment while it read, and its own block, whose cell it holds, does not
-//! change. One word a block is changed in place without that: the words of other blocks are not touched.
+//! change. One word a block is changed in place without that: the words of other blocks are not touched. (A stamp comes
+//! again after 2^30 changes; a reader that slept through just so many would have to find its slot at the same place too.)
 //!
 //! Lock: `state`, taken under the metadata mutex or under nothing; nothing is taken under it.
 
@@ -21,65 +22,67 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::embedded::chunk::{
-    CHUNK_LEN, DENSE_WORDS, Entry, Run, dense_entry, dense_word, find_packed, gather, lay, pack, packed_words, spread,
-    unpack,
-};
-use crate::embedded::mapping_index::MappingIndex;
+use crate::embedded::chunk::{CHUNK_LEN, Entry, Run, lay};
+use crate::embedded::mapping_index::{CHUNKS_MAX, MappingIndex};
+use crate::embedded::shape::{DENSE_WORDS, SHAPE_BITS, SHORT_BITS, Shape, set_dense, short_run, short_word};
 use crate::format::Mapping;
 use crate::units::ByteCount;
 
-/// Header and owner of a record.
-const HEADER_WORDS: usize = 2;
-/// Sizes of records in words, header included: each holds a quarter more runs than the one before, so that from four
-/// runs on a run costs at most 16 bytes.
-const SIZES: [usize; 23] = [
+/// Words before a record's content: its head.
+const HEAD_WORDS: usize = 1;
+/// Sizes of records in words, head included: near enough to each other that a chunk with its slot takes at most 16 bytes a
+/// run, of two short runs and more, and of three long ones and more.
+const SIZES: [usize; 25] = [
+    3,
     4,
     5,
     7,
-    8,
-    10,
-    11,
+    9,
+    12,
     14,
     17,
     20,
-    26,
-    32,
-    41,
-    50,
-    65,
-    80,
-    101,
-    128,
-    161,
-    203,
-    254,
-    320,
-    400,
-    DENSE_WORDS + HEADER_WORDS,
+    25,
+    31,
+    38,
+    46,
+    57,
+    67,
+    82,
+    100,
+    124,
+    152,
+    186,
+    228,
+    273,
+    341,
+    410,
+    DENSE_WORDS + HEAD_WORDS,
 ];
 /// Words of a segment: eight of the largest records, and few words are left over with any size.
-const SEGMENT_WORDS: usize = 8 * (DENSE_WORDS + HEADER_WORDS);
+const SEGMENT_WORDS: usize = 8 * (DENSE_WORDS + HEAD_WORDS);
 const SEGMENT_BYTES: u64 = SEGMENT_WORDS as u64 * 8;
 /// Words of a segment's map of free records.
 const FREE_WORDS: usize = (SEGMENT_WORDS / SIZES[0]).div_ceil(64);
 
-// A slot: unknown, all hole, one run over all of the chunk (its mapping behind the tag), or the place of its record.
+// A slot: nothing known or all hole (which have no more than their tag), one run over all of the chunk (its mapping behind
+// the tag), one short run, or a record's place and a stamp.
 const TAG: u64 = 3;
-const UNKNOWN: u64 = 0;
-const HOLES: u64 = 1;
-const WHOLE: u64 = 2;
-const RECORD: u64 = 3;
 const TAG_BITS: u32 = 2;
+const UNKNOWN: u64 = 0;
+const HOLES: u64 = 1 << TAG_BITS;
+const WHOLE: u64 = 1;
+const ONE: u64 = 2;
+const RECORD: u64 = 3;
+const PLACE_BITS: u32 = 32;
+const STAMP_BITS: u32 = u64::BITS - PLACE_BITS - TAG_BITS;
+const _: () = assert!(SHORT_BITS + TAG_BITS <= u64::BITS, "a short run fits a slot");
 
-// A header: a number that was never used before, and how many runs follow. Zero while the record is being written.
-const COUNT: u64 = 0xffff;
-const COUNT_BITS: u32 = 16;
-/// In the place of a count: one word a block.
-const DENSE: u64 = COUNT;
+// A head: the volume's number, the chunk, the shape of what follows.
+const CHUNK_BITS: u32 = CHUNKS_MAX.ilog2();
+const _: () = assert!(CHUNKS_MAX.is_power_of_two() && 24 + CHUNK_BITS + SHAPE_BITS <= u64::BITS, "a head is a word");
 
-/// Looks at a record that is being changed before a reader asks the tree instead: a change takes far less than a
-/// microsecond, unless its thread was stopped in the middle.
+/// Looks at a chunk that changes under a reader before it asks the tree instead.
 const READS_MAX: usize = 8;
 
 /// Which records of a segment are free.
@@ -123,6 +126,7 @@ struct State {
     /// Segments without records.
     empty: Vec<usize>,
     hand: usize,
+    /// Of the slot that was last given a record.
     stamp: u64,
     /// By number; a chunk's record names its volume so.
     volumes: Vec<Option<Arc<MappingIndex>>>,
@@ -139,9 +143,10 @@ pub(super) struct MappingCache {
 }
 
 impl MappingCache {
-    /// Room for `most` bytes, at least for one segment.
+    /// Room for `most` bytes, at least for one segment and at most for 32 GiB.
     pub(super) fn new(most: ByteCount) -> Self {
-        let segments = usize::try_from((most.0 / SEGMENT_BYTES).max(1)).unwrap_or(usize::MAX);
+        let segments = (most.0 / SEGMENT_BYTES).clamp(1, (1 << PLACE_BITS) / SEGMENT_WORDS as u64);
+        let segments = usize::try_from(segments).unwrap_or(usize::MAX);
         Self {
             segments: (0..segments).map(|_| OnceLock::new()).collect(),
             used: (0..segments).map(|_| AtomicBool::new(false)).collect(),
@@ -192,12 +197,17 @@ impl MappingCache {
     pub(super) fn read(&self, slot: &AtomicU64, at: u16) -> Entry {
         for _ in 0..READS_MAX {
             let word = slot.load(Ordering::Acquire);
-            match word & TAG {
-                UNKNOWN => return Entry::Unknown,
-                HOLES => return Entry::Hole,
-                WHOLE => return Entry::Mapped(whole_run(word).mapping_of(at)),
-                _ => {
-                    let found = self.read_record(word >> TAG_BITS, at);
+            match without_record(word) {
+                Some(Held::Nothing) => return Entry::Unknown,
+                Some(Held::Run(run)) if (run.start..run.end()).contains(&at) => {
+                    return Entry::Mapped(run.mapping_of(at));
+                }
+                Some(_) => return Entry::Hole,
+                None => {
+                    let found = self.read_record(place_of(word), at);
+                    // Who has read a word that serves another record by now sees here that the slot has changed: the
+                    // other half is the fence in `put`.
+                    fence(Ordering::Acquire);
                     if let Some(entry) = found.filter(|_| slot.load(Ordering::Relaxed) == word) {
                         return entry;
                     }
@@ -208,24 +218,15 @@ impl MappingCache {
         Entry::Unknown
     }
 
-    /// `None`: the record was changed meanwhile.
+    /// `None`: the record serves another chunk by now.
     fn read_record(&self, place: u64, at: u16) -> Option<Entry> {
         let (segment, offset) = split(place);
         let words = &self.segments.get(segment)?.get()?[offset..];
         if !self.used[segment].load(Ordering::Relaxed) {
             self.used[segment].store(true, Ordering::Relaxed);
         }
-        let header = words[0].load(Ordering::Acquire);
-        let content = words.get(HEADER_WORDS..)?;
-        let entry = match header & COUNT {
-            _ if header == 0 => None,
-            DENSE => content.get(usize::from(at)).map(|word| dense_entry(word.load(Ordering::Relaxed))),
-            count => find_packed(content, usize::try_from(count).expect("16 bits"), at),
-        };
-        // With the fence in `write`: who has read a word of another record, or of this one's next content, sees here
-        // that header or slot have changed.
-        fence(Ordering::Acquire);
-        entry.filter(|_| words[0].load(Ordering::Relaxed) == header)
+        let (head, content) = words.split_first()?;
+        Shape::from_bits(head.load(Ordering::Relaxed)).find(content, at)
     }
 
     /// Takes a chunk as the tree has it. The caller holds the metadata mutex.
@@ -244,12 +245,8 @@ impl MappingCache {
             return;
         }
         let is_whole = blocks == (0..CHUNK_LEN);
-        if let Some((DENSE, content)) = self.record_of(state, word).filter(|_| !is_whole) {
-            for at in blocks.clone() {
-                let mapping = mapping.map(|first| Run { start: blocks.start, len: 1, mapping: first }.mapping_of(at));
-                content[usize::from(at)].store(dense_word(mapping), Ordering::Relaxed);
-            }
-            return;
+        if let Some((Shape::Dense, content)) = self.record_of(state, word).filter(|_| !is_whole) {
+            return set_dense(content, blocks, mapping);
         }
         let mut runs = std::mem::take(&mut state.runs);
         self.runs_of(state, word, &mut runs);
@@ -269,19 +266,17 @@ impl MappingCache {
 
     /// The runs of a chunk whose slot says `word`.
     fn runs_of(&self, state: &State, word: u64, runs: &mut Vec<Run>) {
-        match (word & TAG, self.record_of(state, word)) {
-            (WHOLE, _) => runs.push(whole_run(word)),
-            (_, Some((DENSE, content))) => gather(content, runs),
-            (_, Some((count, content))) => unpack(content, usize::try_from(count).expect("16 bits"), runs),
-            (_, None) => {}
+        match (without_record(word), self.record_of(state, word)) {
+            (Some(Held::Run(run)), _) => runs.push(run),
+            (_, Some((shape, content))) => shape.read(content, runs),
+            _ => {}
         }
     }
 
-    /// Count and content of the record that a slot's word names.
-    fn record_of(&self, state: &State, word: u64) -> Option<(u64, &[AtomicU64])> {
-        let place = record_place(word)?;
-        let words = self.record(state, place);
-        Some((words[0].load(Ordering::Relaxed) & COUNT, &words[HEADER_WORDS..]))
+    /// Shape and content of the record that a slot's word names.
+    fn record_of(&self, state: &State, word: u64) -> Option<(Shape, &[AtomicU64])> {
+        let words = self.record(state, record_place(word)?);
+        Some((Shape::from_bits(words[0].load(Ordering::Relaxed)), &words[HEAD_WORDS..]))
     }
 
     fn record(&self, state: &State, place: u64) -> &[AtomicU64] {
@@ -297,42 +292,24 @@ impl MappingCache {
             state.set_slot(volume, chunk, word);
             return self.release(state, before);
         }
-        let words = HEADER_WORDS + packed_words(runs.len()).min(DENSE_WORDS);
-        let size = SIZES.partition_point(|&size| size < words);
-        match record_place(before).filter(|&place| state.books[split(place).0].size == size) {
-            Some(place) => self.write(state, place, volume, chunk, runs),
-            None => {
-                let place = self.allocate(state, size);
-                self.write(state, place, volume, chunk, runs);
-                // Looked at again: the old record may have made the room.
-                let before = state.slot_word(volume, chunk);
-                state.set_slot(volume, chunk, place << TAG_BITS | RECORD);
-                self.release(state, before);
-            }
-        }
-    }
-
-    fn write(&self, state: &mut State, place: u64, volume: u32, chunk: u64, runs: &[Run]) {
-        state.stamp += 1;
+        let shape = Shape::of(runs);
+        let size = SIZES.partition_point(|&size| size < HEAD_WORDS + shape.words());
+        let place = self.allocate(state, size);
         let words = self.record(state, place);
-        words[0].store(0, Ordering::Relaxed);
+        // After the change of the slot that named these words before: the other half is the fence in `read`.
         fence(Ordering::Release);
-        words[1].store(owner(volume, chunk), Ordering::Relaxed);
-        let content = &words[HEADER_WORDS..];
-        let count = if packed_words(runs.len()) < DENSE_WORDS {
-            pack(runs, content);
-            runs.len() as u64
-        } else {
-            spread(runs, &content[..DENSE_WORDS]);
-            DENSE
-        };
-        words[0].store(state.stamp << COUNT_BITS | count, Ordering::Release);
+        words[0].store(head(volume, chunk, shape), Ordering::Relaxed);
+        shape.write(runs, &words[HEAD_WORDS..]);
+        state.stamp = (state.stamp + 1) % (1 << STAMP_BITS);
+        // Looked at again: the old record may have made the room.
+        let before = state.slot_word(volume, chunk);
+        state.set_slot(volume, chunk, (state.stamp << PLACE_BITS | place) << TAG_BITS | RECORD);
+        self.release(state, before);
     }
 
     /// Frees the record that a slot's word named; the slot says something else already.
     fn release(&self, state: &mut State, word: u64) {
         let Some(place) = record_place(word) else { return };
-        self.record(state, place)[0].store(0, Ordering::Relaxed);
         let (segment, offset) = split(place);
         let book = &mut state.books[segment];
         let was_full = book.taken == SEGMENT_WORDS / SIZES[book.size];
@@ -386,11 +363,9 @@ impl MappingCache {
         let (size, book) = (state.books[segment].size, &state.books[segment]);
         for record in (0..SEGMENT_WORDS / SIZES[size]).filter(|&record| !book.is_free(record)) {
             let place = (segment * SEGMENT_WORDS + record * SIZES[size]) as u64;
-            let words = self.record(state, place);
-            let (volume, chunk) = owner_of(words[1].load(Ordering::Relaxed));
+            let (volume, chunk) = owner_of(self.record(state, place)[0].load(Ordering::Relaxed));
             debug_assert_eq!(record_place(state.slot_word(volume, chunk)), Some(place), "a record is its owner's");
             state.set_slot(volume, chunk, UNKNOWN);
-            words[0].store(0, Ordering::Relaxed);
         }
         state.open[size].retain(|&open| open != segment);
         segment
@@ -410,6 +385,25 @@ impl State {
     }
 }
 
+/// What a slot says that names no record.
+enum Held {
+    Nothing,
+    Holes,
+    Run(Run),
+}
+
+/// `None`: it names one.
+fn without_record(word: u64) -> Option<Held> {
+    let rest = word >> TAG_BITS;
+    match (word & TAG, word) {
+        (_, UNKNOWN) => Some(Held::Nothing),
+        (WHOLE, _) => Some(Held::Run(Run { start: 0, len: CHUNK_LEN, mapping: Mapping::unpack(rest) })),
+        (ONE, _) => Some(Held::Run(short_run(rest))),
+        (RECORD, _) => None,
+        _ => Some(Held::Holes),
+    }
+}
+
 /// What a slot says of a chunk that needs no record.
 fn word_without_record(runs: &[Run]) -> Option<u64> {
     match runs {
@@ -418,16 +412,17 @@ fn word_without_record(runs: &[Run]) -> Option<u64> {
         [run] if run.len == CHUNK_LEN && run.mapping.pack() <= u64::MAX >> TAG_BITS => {
             Some(run.mapping.pack() << TAG_BITS | WHOLE)
         }
+        [run] => short_word(*run).map(|word| word << TAG_BITS | ONE),
         _ => None,
     }
 }
 
-fn whole_run(word: u64) -> Run {
-    Run { start: 0, len: CHUNK_LEN, mapping: Mapping::unpack(word >> TAG_BITS) }
+fn record_place(word: u64) -> Option<u64> {
+    (word & TAG == RECORD).then_some(place_of(word))
 }
 
-fn record_place(word: u64) -> Option<u64> {
-    (word & TAG == RECORD).then_some(word >> TAG_BITS)
+fn place_of(word: u64) -> u64 {
+    word >> TAG_BITS & ((1 << PLACE_BITS) - 1)
 }
 
 /// Segment, and words from its start.
@@ -436,12 +431,14 @@ fn split(place: u64) -> (usize, usize) {
     (place / SEGMENT_WORDS, place % SEGMENT_WORDS)
 }
 
-fn owner(volume: u32, chunk: u64) -> u64 {
-    u64::from(volume) << 32 | chunk
+fn head(volume: u32, chunk: u64, shape: Shape) -> u64 {
+    (u64::from(volume) << CHUNK_BITS | chunk) << SHAPE_BITS | shape.bits()
 }
 
-fn owner_of(word: u64) -> (u32, u64) {
-    (u32::try_from(word >> 32).expect("32 bits"), word & u64::from(u32::MAX))
+/// Volume and chunk that a head names.
+fn owner_of(head: u64) -> (u32, u64) {
+    let owner = head >> SHAPE_BITS;
+    (u32::try_from(owner >> CHUNK_BITS).expect("24 bits"), owner & (CHUNKS_MAX - 1))
 }
 
 fn position(volume: u32) -> usize {

@@ -26,6 +26,7 @@ mod pulse;
 mod reclaim;
 mod replay;
 mod room;
+mod shape;
 mod table;
 mod trim;
 mod unmap;

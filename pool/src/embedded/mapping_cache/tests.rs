@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{HEADER_WORDS, MappingCache, SEGMENT_BYTES, SEGMENT_WORDS, SIZES, State, record_place, split};
-use crate::embedded::chunk::{CHUNK_LEN, DENSE_WORDS, Entry, Run, lay, packed_words};
+use super::{HEAD_WORDS, MappingCache, SEGMENT_BYTES, SEGMENT_WORDS, SIZES, State, record_place, split};
+use crate::embedded::chunk::{CHUNK_LEN, Entry, Run, lay};
 use crate::embedded::mapping_index::MappingIndex;
+use crate::embedded::shape::Shape;
 use crate::format::Mapping;
 use crate::units::{ByteCount, DataBlock};
 use proptest::prelude::{prop, proptest};
@@ -32,12 +33,16 @@ fn scattered(count: u16) -> Vec<Run> {
 }
 
 #[test]
-fn from_four_runs_on_a_run_costs_at_most_16_bytes_with_its_record() {
-    for runs in 4..=usize::from(CHUNK_LEN) {
-        let words = HEADER_WORDS + packed_words(runs).min(DENSE_WORDS);
-        let size = SIZES.into_iter().find(|&size| size >= words).unwrap();
-        assert!(size * 8 <= 16 * runs, "{runs} runs take {} bytes", size * 8);
+fn a_run_costs_at_most_16_bytes_with_its_record_and_slot() {
+    let taken = |shape: Shape| 8 * (1 + SIZES.into_iter().find(|&size| size >= HEAD_WORDS + shape.words()).unwrap());
+    for runs in 2..usize::from(CHUNK_LEN) {
+        let dense = Shape::of(&scattered(u16::try_from(runs).unwrap())) == Shape::Dense;
+        let shapes = if dense { [Shape::Dense; 2] } else { [Shape::Short(runs), Shape::Long(runs)] };
+        for shape in shapes.into_iter().filter(|shape| *shape != Shape::Long(2)) {
+            assert!(taken(shape) <= 16 * runs, "{shape:?} takes {} bytes", taken(shape));
+        }
     }
+    assert_eq!((taken(Shape::Long(1)), taken(Shape::Long(2))), (32, 40), "as the docs say");
     for size in SIZES {
         let unused = SEGMENT_WORDS % size;
         assert!(unused * 100 <= SEGMENT_WORDS * 9, "records of {size} words leave {unused} of a segment");
