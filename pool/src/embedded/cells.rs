@@ -5,19 +5,28 @@
 //! writer that wants a cell for itself closes it first and then waits for the users inside, so that a
 //! stream of readers cannot keep it out.
 //!
+//! A block may also be **promised**: it belongs alone to a change that is made later, while its cell stays open for the
+//! others. The cell counts its promised blocks; who finds that it has some looks whether his own is among them.
+//!
 //! Order: whoever holds several cells took them ascending by cell number, closed or shared, and holds no
 //! lock of the pool meanwhile.
 
 use std::sync::atomic::{AtomicU32, Ordering, fence};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Cells of a volume: 4 KiB of memory, enough that a queue of 128 requests rarely collides.
 pub(super) const CELLS: u64 = 1024;
-/// Set while the cell belongs to one user alone, or to one who waits for the last sharers to leave.
+// A cell: how many share it, how many of its blocks are promised, and whether it is closed: it belongs to one user alone,
+// or to one who waits for the last sharers to leave.
+const PROMISE: u32 = 1 << 16;
 const CLOSED: u32 = 1 << 31;
+const SHARERS: u32 = PROMISE - 1;
+const PROMISES: u32 = CLOSED - PROMISE;
 
 pub(super) struct Cells {
     cells: Box<[AtomicU32]>,
+    /// The promised blocks: as many as there are early writes, in no order. Taken under `lock` or nothing.
+    promised: Mutex<Vec<u64>>,
     /// How many threads wait: whoever leaves a cell takes the lock only if there is one.
     waiting: AtomicU32,
     lock: Mutex<()>,
@@ -42,25 +51,30 @@ impl Cells {
     pub(super) fn new() -> Self {
         Self {
             cells: (0..CELLS).map(|_| AtomicU32::new(0)).collect(),
+            promised: Mutex::new(Vec::new()),
             waiting: AtomicU32::new(0),
             lock: Mutex::new(()),
             left: Condvar::new(),
         }
     }
 
-    /// Shares the cells of `blocks` blocks from `first` on, if none is closed. On true the caller must
-    /// call [`leave`](Self::leave) with the same range.
+    /// Shares the cells of `blocks` blocks from `first` on, if none is closed and none of the blocks promised. On true
+    /// the caller must call [`leave`](Self::leave) with the same range.
     #[must_use]
     pub(super) fn try_shared(&self, first: u64, blocks: u64) -> bool {
+        let mut promises = false;
         for (taken, cell) in in_order(first, blocks).enumerate() {
-            if !self.try_enter(cell) {
-                for cell in in_order(first, blocks).take(taken) {
-                    self.leave_cell(cell);
-                }
+            let Some(has_promises) = self.try_enter(cell) else {
+                in_order(first, blocks).take(taken).for_each(|cell| self.leave_cell(cell));
                 return false;
-            }
+            };
+            promises |= has_promises;
         }
-        true
+        let is_free = !promises || !self.is_promised(first, blocks);
+        if !is_free {
+            self.leave(first, blocks);
+        }
+        is_free
     }
 
     /// Ends a successful [`try_shared`](Self::try_shared).
@@ -70,55 +84,76 @@ impl Cells {
         }
     }
 
-    /// Shares the cells of a range, waiting where one is closed.
+    /// Shares the cells of a range, waiting where one is closed or a block promised.
     pub(super) fn shared(&self, first: u64, blocks: u64) -> Shared<'_> {
         for cell in in_order(first, blocks) {
-            self.wait(|| self.try_enter(cell));
+            self.wait(|| self.try_enter(cell).is_some());
         }
+        self.wait(|| !self.is_promised(first, blocks));
         Shared { cells: self, first, blocks }
     }
 
-    /// Takes the cells of a range alone, waiting for everybody in them.
+    /// Takes the cells of a range alone, waiting for everybody in them and for the promised among the blocks.
     pub(super) fn exclusive(&self, first: u64, blocks: u64) -> Exclusive<'_> {
         for cell in in_order(first, blocks) {
             let state = &self.cells[cell];
             self.wait(|| state.fetch_or(CLOSED, Ordering::AcqRel) & CLOSED == 0);
-            self.wait(|| state.load(Ordering::Acquire) == CLOSED);
+            self.wait(|| state.load(Ordering::Acquire) & SHARERS == 0);
         }
+        self.wait(|| !self.is_promised(first, blocks));
         Exclusive { cells: self, first, blocks }
     }
 
-    /// Takes the cell of a block alone, if nobody is in it. On true the caller must call [`open`](Self::open).
+    /// Promises a block, if it is not and nobody is in its cell. On true somebody must call [`redeem`](Self::redeem).
     #[must_use]
-    pub(super) fn try_alone(&self, block: u64) -> bool {
-        let cell = &self.cells[cell_of(block)];
-        cell.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    pub(super) fn try_promise(&self, block: u64) -> bool {
+        let mut promised = self.promises();
+        if promised.contains(&block) {
+            return false;
+        }
+        // Known before the cell says so: whoever enters it after that looks here.
+        promised.push(block);
+        let promise = |state: u32| (state & (CLOSED | SHARERS) == 0).then_some(state + PROMISE);
+        let done = self.cells[cell_of(block)].fetch_update(Ordering::AcqRel, Ordering::Relaxed, promise).is_ok();
+        if !done {
+            promised.pop();
+        }
+        done
     }
 
-    /// Ends a successful [`try_alone`](Self::try_alone), on any thread.
-    pub(super) fn open(&self, block: u64) {
-        self.open_cell(cell_of(block));
+    /// Ends a promise, on any thread.
+    pub(super) fn redeem(&self, block: u64) {
+        let mut promised = self.promises();
+        let at = promised.iter().position(|&other| other == block).expect("a promise is redeemed once");
+        promised.swap_remove(at);
+        self.cells[cell_of(block)].fetch_sub(PROMISE, Ordering::Release);
+        drop(promised);
         self.wake();
     }
 
-    fn try_enter(&self, cell: usize) -> bool {
-        let state = &self.cells[cell];
-        let mut seen = state.load(Ordering::Relaxed);
-        loop {
-            if seen & CLOSED != 0 {
-                return false;
-            }
-            match state.compare_exchange_weak(seen, seen + 1, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return true,
-                Err(now) => seen = now,
-            }
-        }
+    /// True if a block of the range is promised; all cells stand for all blocks. The caller has entered or closed the
+    /// range's cells, so that none is promised afterwards.
+    fn is_promised(&self, first: u64, blocks: u64) -> bool {
+        let mut cells = in_order(first, blocks);
+        cells.any(|cell| self.cells[cell].load(Ordering::Acquire) & PROMISES != 0)
+            && self.promises().iter().any(|block| blocks >= CELLS || (first..first + blocks).contains(block))
+    }
+
+    fn promises(&self) -> MutexGuard<'_, Vec<u64>> {
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the cell has promised blocks; `None` if it is closed.
+    fn try_enter(&self, cell: usize) -> Option<bool> {
+        let enter = |state: u32| (state & CLOSED == 0).then_some(state + 1);
+        let before = self.cells[cell].fetch_update(Ordering::Acquire, Ordering::Relaxed, enter).ok()?;
+        Some(before & PROMISES != 0)
     }
 
     fn leave_cell(&self, cell: usize) {
         let before = self.cells[cell].fetch_sub(1, Ordering::Release);
-        debug_assert!(before & !CLOSED > 0, "cell {cell} was left more often than entered");
-        if before == CLOSED + 1 {
+        debug_assert!(before & SHARERS > 0, "cell {cell} was left more often than entered");
+        if before & CLOSED != 0 && before & SHARERS == 1 {
             self.wake();
         }
     }
@@ -151,6 +186,14 @@ impl Cells {
     }
 }
 
+impl Exclusive<'_> {
+    /// Keeps the first block as a promise, which somebody must [`redeem`](Cells::redeem), and lets the cells go.
+    pub(super) fn promise(self) {
+        self.cells.promises().push(self.first);
+        self.cells.cells[cell_of(self.first)].fetch_add(PROMISE, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Exclusive<'_> {
     fn drop(&mut self) {
         for cell in in_order(self.first, self.blocks) {
@@ -178,11 +221,6 @@ fn in_order(first: u64, blocks: u64) -> impl Iterator<Item = usize> {
     low.chain(high).map(cell_of)
 }
 
-/// True if a block has the cell of one of a range of blocks.
-pub(super) fn share_cells(block: u64, first: u64, blocks: u64) -> bool {
-    (block % CELLS + CELLS - first % CELLS) % CELLS < blocks
-}
-
 fn cell_of(block: u64) -> usize {
     usize::try_from(block % CELLS).expect("a cell number is below 1024")
 }
@@ -192,7 +230,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use super::{CELLS, Cells, in_order, share_cells};
+    use super::{CELLS, Cells, in_order};
 
     #[test]
     fn a_range_names_each_cell_once_and_in_ascending_order() {
@@ -200,10 +238,6 @@ mod tests {
             let cells: Vec<usize> = in_order(first, blocks).collect();
             assert!(cells.is_sorted_by(|a, b| a < b), "{first} {blocks}");
             assert_eq!(cells.len() as u64, blocks.min(CELLS));
-            for block in 0..2 * CELLS {
-                let cell = usize::try_from(block % CELLS).unwrap();
-                assert_eq!(share_cells(block, first, blocks), cells.contains(&cell), "{block}: {first} {blocks}");
-            }
             for block in first..first + blocks {
                 assert!(cells.contains(&usize::try_from(block % CELLS).unwrap()));
             }
@@ -224,19 +258,35 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_is_taken_alone_at_once_or_not_at_all() {
+    fn a_promised_block_is_nobody_elses_and_its_neighbours_in_the_cell_are_free() {
         let cells = Cells::new();
-        assert!(cells.try_shared(5, 1));
-        assert!(!cells.try_alone(5));
-        cells.leave(5, 1);
-        assert!(cells.try_alone(5));
-        assert!(!cells.try_alone(5 + CELLS) && !cells.try_shared(5, 1));
+        let (block, neighbour) = (5, 5 + CELLS);
+        assert!(cells.try_shared(neighbour, 1));
+        assert!(!cells.try_promise(block), "somebody is in the cell");
+        cells.leave(neighbour, 1);
+        assert!(cells.try_promise(block));
+        assert!(!cells.try_promise(block) && !cells.try_shared(block, 1) && !cells.try_shared(3, 4));
+        assert!(!cells.try_shared(0, CELLS), "all cells stand for all blocks");
+        assert!(cells.try_promise(neighbour));
+        cells.redeem(neighbour);
+        assert!(cells.try_shared(neighbour, 1));
+        cells.leave(neighbour, 1);
+        // While it is held alone, the neighbour cannot be promised; the promise that is there stays.
+        let alone = cells.exclusive(neighbour, 1);
+        assert!(!cells.try_promise(neighbour) && !cells.try_promise(neighbour + CELLS));
+        alone.promise();
+        assert!(!cells.try_shared(neighbour, 1));
+        cells.redeem(neighbour);
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| drop(cells.shared(5, 1)));
-            cells.open(5);
-            waiting.join().unwrap();
+            let waiting = [
+                scope.spawn(|| drop(cells.shared(block, 1))),
+                scope.spawn(|| drop(cells.exclusive(block, 1))),
+                scope.spawn(|| drop(cells.exclusive(0, CELLS))),
+            ];
+            cells.redeem(block);
+            waiting.into_iter().for_each(|waiting| waiting.join().unwrap());
         });
-        assert!(cells.try_alone(5));
+        assert!(cells.try_shared(0, CELLS), "nothing is left behind");
     }
 
     #[test]
@@ -251,7 +301,7 @@ mod tests {
                     for round in 0..5_000_u64 {
                         let first = (round * 7 + thread * 3) % 7;
                         let pair = [usize::try_from(first).unwrap(), usize::try_from(first + 1).unwrap()];
-                        match round % 3 {
+                        match round % 5 {
                             0 => {
                                 let _alone = cells.exclusive(first, 2);
                                 for block in pair {
@@ -261,7 +311,21 @@ mod tests {
                                     inside[block].fetch_sub(loner, Ordering::SeqCst);
                                 }
                             }
-                            1 => {
+                            1 | 2 => {
+                                // Its maker is another thread as a rule; here it is the same.
+                                let promised = if round % 5 == 1 {
+                                    cells.try_promise(first)
+                                } else {
+                                    cells.exclusive(first, 1).promise();
+                                    true
+                                };
+                                if promised {
+                                    assert_eq!(inside[pair[0]].fetch_add(loner, Ordering::SeqCst), 0);
+                                    inside[pair[0]].fetch_sub(loner, Ordering::SeqCst);
+                                    cells.redeem(first);
+                                }
+                            }
+                            3 => {
                                 let _shared = cells.shared(first, 2);
                                 for block in pair {
                                     assert!(inside[block].fetch_add(1, Ordering::SeqCst) < loner);

@@ -2,7 +2,7 @@
 //!
 //! To copy a block takes several times as long as to write a few bytes of it. So the bytes are put where they outlive
 //! this process ([`EarlyFile`]), the caller is answered, and a thread of [`run`] makes the block: copy, write, map, as
-//! `write.rs` does it. Until that is done the block's cell stays taken: whoever wants the block waits for it, a snapshot
+//! `write.rs` does it. Until that is done the block is promised (`cells.rs`): whoever wants it waits for it, a snapshot
 //! of the device included, so that nobody sees it as it was. He does not wait for his turn: what nobody has begun he makes
 //! himself ([`EarlyWrites::help`]).
 //!
@@ -12,7 +12,7 @@
 //! was acknowledged before it stands in its block, and only what was flushed has to survive that.
 //!
 //! What such a write needs is set aside before it is acknowledged: its data block, the room for that in a file below,
-//! metadata in plenty. Where that is not at hand, or somebody holds the cell, the write takes the usual way. One that
+//! metadata in plenty. Where that is not at hand, or somebody is in the block's cell, the write takes the usual way. One that
 //! fails all the same (the old block cannot be read) stays in the file for the next start; until then its block answers
 //! with errors, and so do flushes and snapshots of the device.
 
@@ -24,7 +24,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::device::{BlockDevice, SharedFile};
 use crate::embedded::backing::Backing;
-use crate::embedded::cells::share_cells;
+use crate::embedded::cells::CELLS;
 use crate::embedded::chunk::Entry;
 use crate::embedded::early_file::{
     EarlyFile, EarlyWrite, PAGE, PAGES_OF_WRITE, Pages, SLOTS, parse_owner, parse_writes,
@@ -48,7 +48,7 @@ const WRITE_MAX: usize = PAGES_OF_WRITE * PAGE;
 /// Largest block that is made in the background: what is waited for at a flush stays short.
 const BLOCK_MAX: u64 = 256 << 10;
 
-/// A write that was acknowledged. Whoever has it holds the cell of its block alone.
+/// A write that was acknowledged. Whoever has it has its block, which is promised.
 struct Early {
     sequence: u64,
     slot: u16,
@@ -213,19 +213,18 @@ impl EarlyWrites {
             return false;
         }
         if may_wait {
-            // The cell is let go by hand, when the block is made.
-            std::mem::forget(volume.take_alone(block, 1));
-        } else if !volume.cells.try_alone(block) {
+            volume.take_alone(block, 1).promise();
+        } else if !volume.cells.try_promise(block) {
             return false;
         }
-        let taken = self.take_with_cell(volume, bytes, offset, may_wait);
+        let taken = self.take_promised(volume, bytes, offset, may_wait);
         if !taken {
-            volume.cells.open(block);
+            volume.cells.redeem(block);
         }
         taken
     }
 
-    fn take_with_cell(&self, volume: &Arc<ThinVolume>, bytes: &[u8], offset: u64, may_wait: bool) -> bool {
+    fn take_promised(&self, volume: &Arc<ThinVolume>, bytes: &[u8], offset: u64, may_wait: bool) -> bool {
         let block = offset / volume.block_bytes();
         let known = match volume.table.get(block) {
             Entry::Unknown if may_wait => volume.resolve(block, 1).map_or(Entry::Unknown, |found| found.get(block)),
@@ -261,9 +260,10 @@ impl EarlyWrites {
         true
     }
 
-    /// Makes the blocks that nobody has begun and whose cells stand in the way of these blocks of the volume.
+    /// Makes those of these blocks of the volume that are promised and that nobody has begun; all cells stand for all blocks.
     pub(super) fn help(&self, volume: &ThinVolume, first: u64, blocks: u64) {
-        self.make_of(|early| early.volume.id == volume.id && share_cells(early.block(), first, blocks));
+        let is_meant = |block: u64| blocks >= CELLS || (first..first + blocks).contains(&block);
+        self.make_of(|early| early.volume.id == volume.id && is_meant(early.block()));
     }
 
     /// As [`finish`](Self::finish). Errors: that of the first write that failed.
@@ -401,7 +401,7 @@ impl EarlyWrites {
         inner.under_way.remove(sequence);
         drop(inner);
         // Behind the end of the slot: the next write to the block must not be undone by this one.
-        volume.cells.open(block);
+        volume.cells.redeem(block);
         self.done.notify_all();
     }
 }
@@ -457,7 +457,7 @@ pub(super) fn count(log: &Path, owner: LogOwner) -> Result<u64> {
 /// A maker's life, until [`EarlyWrites::stop`].
 pub(super) fn run(backing: &Arc<Backing>) {
     let Some(writes) = &backing.early else { return };
-    // Others wait for the cells that it holds, writeback among them.
+    // Others wait for the blocks that it makes, writeback among them.
     shun_memory_pressure();
     while let Some(early) = writes.next() {
         writes.make(&early);
