@@ -42,7 +42,11 @@ use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
 
 /// Threads that make the blocks.
-pub(super) const MAKERS: usize = 8;
+pub(super) const MAKERS: usize = 24;
+/// So many of them work while nobody waits for a place: more would have the disk to themselves while others read.
+const MAKERS_AT_EASE: usize = 8;
+/// And so many more for each caller who waits: others stand behind him.
+const MAKERS_FOR_WAITER: u64 = 2;
 /// Bytes of the largest write that is acknowledged early: a page of every database.
 const WRITE_MAX: usize = PAGES_OF_WRITE * PAGE;
 /// Largest block that is made in the background: what is waited for at a flush stays short.
@@ -87,8 +91,10 @@ struct Inner {
     turns: u64,
     /// Writes of a dead process that are yet to be done again.
     undone: usize,
-    /// Makers that wait for work.
+    /// Makers that wait for work, or for leave to work.
     idle: usize,
+    /// Makers at work.
+    busy: usize,
     stop: bool,
 }
 
@@ -162,6 +168,7 @@ impl EarlyWrites {
             turns: 0,
             undone: 0,
             idle: 0,
+            busy: 0,
             stop: false,
         };
         Self {
@@ -252,9 +259,9 @@ impl EarlyWrites {
         let mut inner = self.lock();
         inner.queue.push_back(early);
         self.queued.store(inner.queue.len(), Ordering::Relaxed);
-        let waiting = inner.idle > 0;
+        let wanted = inner.wants_maker();
         drop(inner);
-        if waiting {
+        if wanted {
             self.filled.notify_one();
         }
         true
@@ -327,6 +334,7 @@ impl EarlyWrites {
         }
         let turn = inner.turns;
         inner.turns += 1;
+        let mut told = false;
         loop {
             let place = if inner.turn == turn { inner.place(len) } else { None };
             // With nothing under way no place comes back: what is broken keeps its own.
@@ -340,6 +348,11 @@ impl EarlyWrites {
                 }
                 return place;
             }
+            if !std::mem::replace(&mut told, true) {
+                for _ in 0..MAKERS_FOR_WAITER {
+                    self.filled.notify_one();
+                }
+            }
             inner = self.done.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -349,14 +362,19 @@ impl EarlyWrites {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn next(&self) -> Option<Early> {
+    /// The next write whose block is to be made, for a maker who comes for the first time or `again`.
+    fn next(&self, again: bool) -> Option<Early> {
         let mut inner = self.lock();
+        inner.busy -= usize::from(again);
         loop {
-            if let Some(early) = inner.queue.pop_front() {
+            if inner.may_work()
+                && let Some(early) = inner.queue.pop_front()
+            {
                 self.queued.store(inner.queue.len(), Ordering::Relaxed);
+                inner.busy += 1;
                 return Some(early);
             }
-            if inner.stop {
+            if inner.stop && inner.queue.is_empty() {
                 return None;
             }
             inner.idle += 1;
@@ -407,6 +425,17 @@ impl EarlyWrites {
 }
 
 impl Inner {
+    /// True if one more maker may work now.
+    fn may_work(&self) -> bool {
+        let waiters = usize::try_from((self.turns - self.turn) * MAKERS_FOR_WAITER).unwrap_or(usize::MAX);
+        self.stop || self.busy < MAKERS_AT_EASE.saturating_add(waiters)
+    }
+
+    /// True if a maker waits for a write that was queued.
+    fn wants_maker(&self) -> bool {
+        self.idle > 0 && self.may_work()
+    }
+
     /// A slot and the pages for so many bytes.
     fn place(&mut self, len: usize) -> Option<(u16, Pages)> {
         let count = len.div_ceil(PAGE);
@@ -459,7 +488,9 @@ pub(super) fn run(backing: &Arc<Backing>) {
     let Some(writes) = &backing.early else { return };
     // Others wait for the blocks that it makes, writeback among them.
     shun_memory_pressure();
-    while let Some(early) = writes.next() {
+    let mut again = false;
+    while let Some(early) = writes.next(again) {
         writes.make(&early);
+        again = true;
     }
 }
