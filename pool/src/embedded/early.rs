@@ -47,6 +47,8 @@ pub(super) const MAKERS: usize = 24;
 const MAKERS_AT_EASE: usize = 8;
 /// And so many more for each caller who waits: others stand behind him.
 const MAKERS_FOR_WAITER: u64 = 2;
+/// With more callers who wait for a place than this, some are called in vain.
+const TURNS: usize = 16;
 /// Bytes of the largest write that is acknowledged early: a page of every database.
 const WRITE_MAX: usize = PAGES_OF_WRITE * PAGE;
 /// Largest block that is made in the background: what is waited for at a flush stays short.
@@ -106,6 +108,8 @@ pub(super) struct EarlyWrites {
     queued: AtomicUsize,
     filled: Condvar,
     done: Condvar,
+    /// Where those wait who want a place, each at that of his turn: only one is called at a time.
+    turns: [Condvar; TURNS],
 }
 
 impl EarlyWrites {
@@ -177,6 +181,7 @@ impl EarlyWrites {
             queued: AtomicUsize::new(0),
             filled: Condvar::new(),
             done: Condvar::new(),
+            turns: std::array::from_fn(|_| Condvar::new()),
         }
     }
 
@@ -341,19 +346,26 @@ impl EarlyWrites {
             let none_comes = inner.turn == turn && (!may_wait || inner.under_way.is_empty());
             if place.is_some() || none_comes {
                 inner.turn += 1;
-                let others = inner.turn != inner.turns;
-                drop(inner);
-                if others {
-                    self.done.notify_all();
-                }
+                self.call_next(&inner);
                 return place;
             }
-            if !std::mem::replace(&mut told, true) {
+            if !std::mem::replace(&mut told, true) && inner.wants_maker() {
                 for _ in 0..MAKERS_FOR_WAITER {
                     self.filled.notify_one();
                 }
             }
-            inner = self.done.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner = self.turn_of(turn).wait(inner).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn turn_of(&self, turn: u64) -> &Condvar {
+        &self.turns[usize::try_from(turn % TURNS as u64).expect("below 16")]
+    }
+
+    /// Tells the one whose turn it is to wait for a place, if there is one.
+    fn call_next(&self, inner: &Inner) {
+        if inner.turn != inner.turns {
+            self.turn_of(inner.turn).notify_all();
         }
     }
 
@@ -417,6 +429,7 @@ impl EarlyWrites {
             }
         }
         inner.under_way.remove(sequence);
+        self.call_next(&inner);
         drop(inner);
         // Behind the end of the slot: the next write to the block must not be undone by this one.
         volume.cells.redeem(block);
@@ -431,9 +444,9 @@ impl Inner {
         self.stop || self.busy < MAKERS_AT_EASE.saturating_add(waiters)
     }
 
-    /// True if a maker waits for a write that was queued.
+    /// True if a maker waits who may make what is queued.
     fn wants_maker(&self) -> bool {
-        self.idle > 0 && self.may_work()
+        self.idle > 0 && !self.queue.is_empty() && self.may_work()
     }
 
     /// A slot and the pages for so many bytes.

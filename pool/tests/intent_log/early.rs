@@ -127,6 +127,35 @@ fn a_write_that_is_large_crosses_blocks_or_meets_no_shared_block_is_not_taken() 
 }
 
 #[test]
+fn a_block_whose_copy_hangs_stands_in_nobodys_way_but_its_own() {
+    // So many blocks apart have one cell between them.
+    const APART: u64 = 1024;
+    let mut ground = Ground::new(90, 128);
+    ground.pool().create_thin(id(1)).unwrap();
+    ground.pool().activate(id(1), ByteCount(3 * APART * BLOCK), Access::ReadWrite).unwrap();
+    let volume = ground.exporter.open(id(1));
+    for block in [0, APART, 2 * APART] {
+        volume.write_at(&vec![1; usize::try_from(BLOCK).unwrap()], block * BLOCK).unwrap();
+    }
+    ground.pool().create_snap(id(2), id(1)).unwrap();
+    for block in [0, APART, 2 * APART] {
+        volume.read_at(&mut [0; 512], block * BLOCK).unwrap();
+    }
+    ground.hold_all();
+    assert!(volume.write_as_the_host(&[7; 4096], 4096, false).unwrap());
+    assert!(volume.write_as_the_host(&[7; 4096], APART * BLOCK + 4096, false).unwrap(), "another block of the cell");
+    assert_holds(&volume, 2 * APART, 1, 4096);
+    drop(volume);
+    let log = ground.kill();
+    ground.start(Some(&log)).unwrap();
+    ground.pool().activate(id(1), ByteCount(3 * APART * BLOCK), Access::ReadWrite).unwrap();
+    let volume = ground.exporter.open(id(1));
+    for (block, inside) in [(0, 7), (APART, 7), (2 * APART, 1)] {
+        assert_holds(&volume, block, inside, 4096);
+    }
+}
+
+#[test]
 fn hundreds_of_writers_at_once_get_their_places_one_after_the_other() {
     const BLOCKS: u64 = 700;
     let ground = Ground::new(3 * BLOCKS, 4096);
