@@ -42,11 +42,11 @@ use crate::thin_pool::Access;
 use crate::units::{ByteCount, DeviceId};
 
 /// Threads that make the blocks.
-pub(super) const MAKERS: usize = 24;
+pub(super) const MAKERS: usize = 32;
 /// So many of them work while nobody waits for a place: more would have the disk to themselves while others read.
 const MAKERS_AT_EASE: usize = 8;
 /// And so many more for each caller who waits: others stand behind him.
-const MAKERS_FOR_WAITER: u64 = 2;
+const MAKERS_FOR_WAITER: u64 = 3;
 /// With more callers who wait for a place than this, some are called in vain.
 const TURNS: usize = 16;
 /// Bytes of the largest write that is acknowledged early: a page of every database.
